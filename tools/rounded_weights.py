@@ -1,0 +1,95 @@
+"""Copies of a model directory with rounded weights. Needs torch and safetensors, imported late.
+
+int3 and int4 are rounded and written back as bfloat16: any engine runs them, with the error of the rounding alone.
+int8 is written for compressed-tensors, so that the engine runs its integer kernel (weights and activations).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+GROUP = 128
+"""Inputs that share a scale, as in common weight-only formats."""
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Linear layers of Llama-like models; embeddings and lm_head stay as they are."""
+INT8_CONFIG: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
+            "input_activations": {
+                "num_bits": 8,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "token",
+                "dynamic": True,
+            },
+        }
+    },
+}
+
+
+def round_groups(weight: Any, bits: int, group: int = GROUP) -> Any:
+    """Symmetric round-to-nearest of a weight [out, in] with one scale per output and `group` inputs; same dtype.
+
+    scale = max |w| / (2^(bits-1) - 1), levels -(2^(bits-1)) to 2^(bits-1) - 1, halves to even.
+    """
+    import torch
+
+    rows, columns = weight.shape
+    if columns % group:
+        raise ValueError(f"a weight has {columns} inputs, which is no multiple of the group of {group}")
+    top = 2 ** (bits - 1) - 1
+    grouped = weight.to(torch.float32).reshape(rows, columns // group, group)
+    scale = (grouped.abs().amax(dim=2, keepdim=True) / top).clamp_min(1e-12)
+    levels = (grouped / scale).round().clamp(-top - 1, top)
+    return (levels * scale).reshape(rows, columns).to(weight.dtype)
+
+
+def int8_channels(weight: Any) -> tuple[Any, Any]:
+    """Symmetric int8 levels [out, in] of a weight and their scales [out, 1] in float32, one for each output."""
+    import torch
+
+    wide = weight.to(torch.float32)
+    scale = (wide.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-12)
+    return (wide / scale).round().clamp(-128, 127).to(torch.int8), scale
+
+
+def _is_linear(name: str) -> bool:
+    return name.endswith(".weight") and name.split(".")[-2] in LINEAR
+
+
+def write_rounded(source: Path, target: Path, kind: str) -> int:
+    """Write `source` with its linear weights rounded (`kind`: int3, int4 or int8); the number of layers rounded."""
+    from safetensors.torch import load_file, save_file
+
+    if kind not in ("int3", "int4", "int8"):
+        raise ValueError(f"weights: got {kind}, expected int3, int4 or int8")
+    target.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Any] = {}
+    for file in sorted(source.glob("*.safetensors")):
+        tensors.update(load_file(str(file)))
+    linear = [name for name in tensors if _is_linear(name)]
+    if not linear:
+        raise ValueError(f"{source}: no linear layer with a known name ({', '.join(LINEAR)})")
+    for name in linear:
+        if kind == "int8":
+            tensors[name], tensors[f"{name}_scale"] = int8_channels(tensors[name])
+        else:
+            tensors[name] = round_groups(tensors[name], int(kind[3:]))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(target / "model.safetensors"), {"format": "pt"})
+    for file in source.iterdir():
+        if file.is_file() and ".safetensors" not in file.name:
+            shutil.copyfile(file, target / file.name)
+    if kind == "int8":
+        config = json.loads((source / "config.json").read_text())
+        config["quantization_config"] = INT8_CONFIG
+        (target / "config.json").write_text(json.dumps(config, indent=1))
+    return len(linear)
