@@ -1,0 +1,85 @@
+"""PyTorch's CUDA generator: how one ``exponential_`` fill of n numbers is laid out over Philox4x32-10.
+
+Source: PyTorch ATen/native/cuda/DistributionTemplates.h and ATen/core/TransformationHelper.h. Reproduces rows of an
+H200 to 1e-5 (tests/data/cuda_exponential_h200.npz).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+from veridifr.contracts.base import FloatArray, IndexArray
+from veridifr.errors import UnsupportedError
+from veridifr.rng import philox4x32
+from veridifr.trace import EngineRecord
+
+BLOCK = 256
+"""Threads per block of the fill."""
+SMALLEST_GRID = 40_960
+"""Elements one pass covers on a Tesla T4 (40 multiprocessors x 1024 threads), the smallest whole server card that vLLM
+runs on: up to here the layout is the same on all of them. A MIG slice must state its multiprocessors."""
+FEWEST_THREADS = 1024
+"""Fewest threads per multiprocessor of any NVIDIA card since Volta (Turing)."""
+CAP = 2.0**-24
+"""Smallest exponential that PyTorch's transform yields in float32."""
+CUDA_BOUND = -math.log(CAP)
+_NVIDIA = re.compile(
+    r"nvidia|cuda|geforce|rtx|tesla|quadro|"
+    r"\b(a2|a10g?|a16|a30|a40|a100|a800|b200|b300|gb200|gb300|gh200|h20|h100|h200|h800|l4|l20|l40s?|t4|v100)\b",
+    re.IGNORECASE,
+)
+
+
+def is_nvidia(device: str) -> bool:
+    """Whether a device name is that of an NVIDIA card."""
+    return _NVIDIA.search(device) is not None
+
+
+def stride_of(count: int, engine: EngineRecord) -> int:
+    """Numbers S that one pass over the grid yields per Philox word, for a fill of `count` numbers.
+
+    `UnsupportedError` naming the missing field where the grid matters and is not stated.
+    """
+    blocks = -(-count // BLOCK)
+    if engine.multiprocessors is None:
+        if blocks * BLOCK > SMALLEST_GRID:
+            reason = f"is needed for {count} numbers per draw: above {SMALLEST_GRID} the card's grid decides the noise"
+            raise UnsupportedError("engine.multiprocessors", reason)
+        return blocks * BLOCK
+    if engine.threads_per_multiprocessor is None:
+        if blocks > engine.multiprocessors * (FEWEST_THREADS // BLOCK):
+            reason = f"is needed for {count} numbers per draw on {engine.multiprocessors} multiprocessors"
+            raise UnsupportedError("engine.threads_per_multiprocessor", reason)
+        return blocks * BLOCK
+    per_multiprocessor = engine.threads_per_multiprocessor // BLOCK
+    if per_multiprocessor == 0:
+        raise UnsupportedError("engine.threads_per_multiprocessor", f"is below {BLOCK}, which no CUDA card has")
+    return min(engine.multiprocessors * per_multiprocessor, blocks) * BLOCK
+
+
+def exponential(seed: int, fills_N: IndexArray, elements_N: IndexArray, count: int, stride: int) -> FloatArray:
+    """The exponential q of element `elements_N` of fill number `fills_N` (0-based) of `count` numbers, float64[N].
+
+    `fills_N` counts the fills since the generator was seeded with `seed`.
+    """
+    per_fill = (count - 1) // (4 * stride) + 1  # the generator's offset advances by 4 of these
+    if per_fill == 1 and count <= stride:
+        bits = _words(seed, fills_N, elements_N, (0,))[0]
+    else:
+        chunk, rest = np.divmod(elements_N, 4 * stride)
+        component, thread = np.divmod(rest, stride)
+        words = _words(seed, fills_N * per_fill + chunk, thread, (0, 1, 2, 3))
+        bits = np.choose(component, words)
+    uniform = bits.astype(np.float32) * np.float32(2.0**-32) + np.float32(2.0**-33)
+    # float32 matters up to here; the card's logarithm is only good to about 1e-6, so float64 is as right as any.
+    capped = uniform >= np.float32(1.0 - 2.0**-24)
+    q = -np.log(np.where(capped, np.float32(0.5), uniform).astype(np.float64))
+    return np.where(capped, CAP, q)
+
+
+def _words(seed: int, counter: IndexArray, thread: IndexArray, words: tuple[int, ...]) -> list[npt.NDArray[np.uint32]]:
+    return philox4x32((counter, counter >> 32, thread, thread >> 32), (seed, seed >> 32), words)
