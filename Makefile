@@ -1,0 +1,45 @@
+# Everything runs in a virtual environment inside the checkout, made on first use by tools/setup_env.sh.
+#   PYTHON=python3.12         the Python to make it with (default python3)
+#   VENV=DIR                  where it lies (default .venv; DIR-check beside it has the linter and the type checker)
+#   TORCH_INDEX=URL           index that has torch's CPU builds, where pip's own settings don't find them
+#   PYTEST_ARGS="-k noise"    further arguments for pytest
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+export PYTHON VENV TORCH_INDEX
+
+RUN = $(VENV)/bin/python
+CHECK = $(VENV)-check/bin/python
+
+.PHONY: help demo test check format bench-check env-check env-demo env-test clean
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+demo: env-demo ## Set up and run the demo audit; leaves report.html
+	@HF_HUB_OFFLINE=1 $(RUN) -m veridifr demo --report report.html
+
+test: env-test ## Set up and run all tests, vLLM on the CPU included
+	@$(RUN) -m pytest $(PYTEST_ARGS)
+
+check: env-check ## Lint, formatting and types
+	@status=0; for tool in "ruff check ." "ruff format --check ." mypy; do \
+	  echo "$$tool"; $(CHECK) -m $$tool || status=1; done; exit $$status
+
+format: env-check ## Fix what the linter can fix, and format
+	$(CHECK) -m ruff check --fix .
+	$(CHECK) -m ruff format .
+
+bench-check: env-demo ## Recompute every benchmark's figures from its raw results
+	@$(RUN) tools/bench_check.py
+
+env-demo env-test: env-%:
+	@tools/setup_env.sh $*
+
+env-check:
+	@VENV=$(VENV)-check tools/setup_env.sh check
+
+clean: ## Remove the environment and everything generated
+	rm -rf $(VENV) $(VENV)-check .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist report.html
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

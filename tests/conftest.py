@@ -1,0 +1,15 @@
+"""What every test runs under, set before anything reads it, so that a bare ``pytest`` does what `make test` does."""
+
+from __future__ import annotations
+
+import os
+
+for _name, _value in {
+    "HF_HUB_OFFLINE": "1",  # nothing is loaded from a hub
+    "TOKENIZERS_PARALLELISM": "false",  # it warns after a fork
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",  # vLLM reports to nobody
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; the default takes half of the memory
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the test's own process: it starts in seconds
+}.items():
+    os.environ.setdefault(_name, _value)
