@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from process_runner import Runner
 from trace_engine import WEIGHTS, Condition, run_condition, write_prompts
 from trace_pools import bundle, load_prompts, load_set, save_prompts, save_set, write_jsonl
 
@@ -94,7 +93,10 @@ PLANS = {"demo": demo_plan, "pools": pools_plan}
 
 
 def shrunk(plan: Plan, *, count: int | None, only: list[str], runner: str | None) -> Plan:
-    """A smaller plan: at most `count` sequences a set, only the sets named, and every set on one runner."""
+    """A smaller plan: at most `count` sequences a set, only the sets named, and every set on one runner.
+
+    Without `count` each set keeps the prompts it has in the whole plan, so that sets made later share none with others.
+    """
     unknown = set(only) - {c.name for c in plan.conditions}
     if unknown:
         raise SystemExit(f"plan {plan.name} has no set {', '.join(sorted(unknown))}")
@@ -103,7 +105,8 @@ def shrunk(plan: Plan, *, count: int | None, only: list[str], runner: str | None
         if only and condition.name not in only:
             continue
         size = min(condition.count, count or condition.count)
-        conditions.append(replace(condition, first=first, count=size, runner=runner or condition.runner))
+        begin = condition.first if count is None else first
+        conditions.append(replace(condition, first=begin, count=size, runner=runner or condition.runner))
         first += size
     return replace(plan, conditions=tuple(conditions))
 
@@ -130,67 +133,18 @@ def command(condition: Condition, prompts: Path, out: Path, options: argparse.Na
     return [sys.executable, __file__, "generate", "--compact", *flags]
 
 
-class Runner:
-    """Runs commands as processes, `jobs` at a time, and says what happened. Times are seconds since it was made."""
-
-    def __init__(self, work: Path, deadline: float) -> None:
-        self.work, self.deadline, self.begun = work, deadline, time.monotonic()
-        self.failed: dict[str, str] = {}
-
-    def say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self.begun:6.1f}s] {text}", flush=True)
-
-    def late(self) -> bool:
-        """Whether the deadline has passed."""
-        return time.monotonic() - self.begun > self.deadline
-
-    def run(self, commands: dict[str, list[str]], jobs: int) -> list[str]:
-        """Run all; the names of those that ended well, in order. What failed is in `failed` with its reason."""
-        waiting, done = dict(commands), set()
-        running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
-        told = time.monotonic()
-        try:
-            while waiting or running:
-                while waiting and len(running) < jobs and not self.late():
-                    name = next(iter(waiting))
-                    running[name] = self._start(name, waiting.pop(name)), time.monotonic()
-                if self.late():
-                    self.failed.update(dict.fromkeys(waiting, "not started: past the deadline"))
-                    waiting.clear()
-                for name, (process, begun) in list(running.items()):
-                    if process.poll() is None and self.late():
-                        process.kill()
-                        process.wait()
-                        self.failed[name] = "ended: past the deadline"
-                        self.say(f"FAILED {name}: past the deadline")
-                        del running[name]
-                    elif process.poll() is not None:
-                        del running[name]
-                        if self._ended(name, process.returncode, time.monotonic() - begun):
-                            done.add(name)
-                if time.monotonic() - told > 30:
-                    told = time.monotonic()
-                    self.say(f"running: {', '.join(running) or 'nothing'}; waiting: {len(waiting)}")
-                time.sleep(0.1)
-        finally:
-            for process, _ in running.values():
-                process.kill()
-        return [name for name in commands if name in done]
-
-    def _start(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-        self.say(f"start {name}")
-        with (self.work / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-
-    def _ended(self, name: str, status: int, seconds: float) -> bool:
-        if status == 0:
-            self.say(f"done {name} in {seconds:.1f}s")
-            return True
-        lines = (self.work / f"{name}.log").read_text(errors="replace").splitlines()
-        self.failed[name] = f"exit status {status}: {lines[-1][:300] if lines else 'no output'}"
-        self.say(f"FAILED {name}: exit status {status} after {seconds:.1f}s; the end of its output:")
-        print("\n".join(f"    {line[:300]}" for line in lines[-25:]), flush=True)
-        return False
+def prompts_command(plan: Plan, out: Path, options: argparse.Namespace) -> list[str]:
+    """The command line that writes the prompts of a plan. They are short: four times as many run at once."""
+    values = {
+        "model": options.models / plan.model,
+        "count": max(c.first + c.count for c in plan.conditions),
+        "start": plan.start,
+        "out": out,
+        "runner": options.runner or "v2",
+        "max-num-seqs": 4 * options.max_num_seqs,
+    }
+    flags = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+    return [sys.executable, __file__, "prompts", *flags]
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -203,11 +157,10 @@ def run_plan(options: argparse.Namespace) -> int:
         runner, prompts = Runner(work, options.deadline), out / "prompts.npz"
         total = sum(c.count for c in plan.conditions)
         runner.say(f"plan {plan.name}: {len(plan.conditions)} sets, {total} sequences of {options.max_tokens} tokens")
-        flags = ["--model", str(options.models / plan.model), "--count", str(total), "--start", str(plan.start)]
-        flags += ["--out", str(prompts), "--runner", options.runner or "v2"]
-        flags += ["--max-num-seqs", str(4 * options.max_num_seqs)]
+        if options.prompts:
+            save_prompts(prompts, load_prompts(options.prompts))
         done: list[str] = []
-        if runner.run({"prompts": [sys.executable, __file__, "prompts", *flags]}, 1):
+        if options.prompts or runner.run({"prompts": prompts_command(plan, prompts, options)}, 1):
             commands = {c.name: command(c, prompts, work / f"{c.name}.npz", options) for c in plan.conditions}
             done = runner.run(commands, options.jobs)
         else:
@@ -218,7 +171,7 @@ def run_plan(options: argparse.Namespace) -> int:
     for name, reason in runner.failed.items():
         runner.say(f"FAILED {name}: {reason}")
     runner.say(f"{len(done)} of {len(plan.conditions)} sets made")
-    return 1 if runner.failed else 0
+    return 0 if len(done) == len(plan.conditions) else 1
 
 
 def _write_out(plan: Plan, done: list[str], work: Path, out: Path) -> list[Path]:
@@ -322,6 +275,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--deadline", type=float, default=480.0, help="seconds after which no set is waited for")
     plan.add_argument("--count", type=int, help="at most so many sequences a set (dry run)")
     plan.add_argument("--only", action="append", default=[], metavar="SET", help="only this set (repeatable)")
+    plan.add_argument("--prompts", type=Path, help="the prompts.npz of an earlier run, to make missing sets with")
     plan.add_argument("--runner", choices=("v1", "v2"), help="every set on this runner (dry run)")
     for verb in (generate, plan):
         verb.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="length of every output")

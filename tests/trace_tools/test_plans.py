@@ -10,11 +10,12 @@ import gpu_traces
 import numpy as np
 import pytest
 import torch
-from gpu_traces import PAPER, PLANS, Runner, command, parser, shrunk
+from gpu_traces import PAPER, PLANS, command, parser, prompts_command, shrunk
+from process_runner import Runner
 from rounded_weights import INT8_CONFIG, int8_channels, round_groups, write_rounded
 from safetensors.torch import load_file, save_file
 from trace_engine import choose
-from trace_pools import load_pool
+from trace_pools import PromptSet, load_pool, load_prompts, save_prompts
 
 MODELS = Path("models")
 
@@ -60,6 +61,16 @@ def test_a_shrunk_plan_keeps_prompts_apart() -> None:
         shrunk(plan, count=None, only=["nonsense"], runner=None)
 
 
+def test_a_set_made_later_keeps_the_prompts_it_has_in_the_whole_plan() -> None:
+    whole = PLANS["pools"](MODELS)
+    late = next(c for c in whole.conditions if c.name == "held.int8")
+    plan = shrunk(whole, count=None, only=["held.int8"], runner=None)
+    assert plan.conditions == (late,)
+    options = parser().parse_args(["plan", "pools", "--models", "models", "--out", "o"])
+    read = parser().parse_args(prompts_command(plan, Path("p.npz"), options)[2:])
+    assert (read.count, read.start, read.runner) == (late.first + late.count, whole.start, "v2")
+
+
 def test_the_command_line_of_a_set_says_all_of_it() -> None:
     condition = next(c for c in PLANS["pools"](MODELS).conditions if c.name == "held.temp0.95")
     options = parser().parse_args(["plan", "pools", "--models", "models", "--out", "o"])
@@ -92,6 +103,17 @@ def test_past_the_deadline_what_runs_is_ended_and_nothing_is_started(tmp_path: P
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     assert runner.run({"long": sleep, "next": sleep}, 1) == []
     assert runner.failed == {"long": "ended: past the deadline", "next": "not started: past the deadline"}
+
+
+def test_a_plan_can_reuse_the_prompts_of_an_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = PromptSet(((0, 1), (0, 2)), (3, 4), (5, 6), {"start": 2})
+    save_prompts(tmp_path / "old.npz", known)
+    ran: list[str] = []
+    monkeypatch.setattr(Runner, "run", lambda self, commands, jobs: ran.extend(commands) or [])
+    line = ["plan", "pools", "--models", "models", "--out", str(tmp_path / "out"), "--only", "fp8", "--count", "2"]
+    assert gpu_traces.run_plan(parser().parse_args([*line, "--prompts", str(tmp_path / "old.npz")])) == 1
+    assert ran == ["fp8"]
+    assert load_prompts(tmp_path / "out" / "prompts.npz") == known
 
 
 @pytest.mark.parametrize("name", sorted(PLANS))
