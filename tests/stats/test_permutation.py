@@ -164,10 +164,16 @@ def test_blocks_cover_all_permutations(monkeypatch):
     assert run(audited[:6], honest[:9]) == exact
 
 
-def test_one_enormous_honest_score_costs_power_not_validity():
-    # Every arrangement that labels it "audited" beats the observed sum: p is at least n / (n + m).
-    audited, honest = [2.0, 2.0, 2.0], [0.0, 0.0, 1e9]
-    assert run(audited, honest).p_value == pytest.approx(0.5 + 1 / 20)
+@pytest.mark.parametrize(
+    ("audited", "honest"), [([2.0, 2.0, 2.0], [0.0, 0.0, 1e9]), ([2.0, 2.0, -1e9], [0.0, 0.0, 0.0])]
+)
+def test_an_enormous_honest_or_a_very_low_audited_score_hides_the_rest(audited, honest):
+    """Half of the 20 arrangements move it to the other side and beat the observed sum; the observed one is the 11th."""
+    assert run(audited, honest).p_value == pytest.approx(11 / 20)
+
+
+def test_an_enormous_audited_score_hides_nothing():
+    assert run([2.0, 2.0, 1e9], [0.0, 0.0, 0.0]).p_value == pytest.approx(1 / 20)
 
 
 # --- random subsets
