@@ -1,0 +1,128 @@
+"""What a trusted reference says about one trace: the logits that can matter, listed token by token.
+
+For every output token the reference lists candidates (id and logit), always with the claimed token among them, and
+says what it left out: `floor` bounds every unlisted logit and `tail`, `hot_tail` are the probability that unlisted
+tokens hold at the claimed temperature and at `HOT` times it. So each score can be recomputed offline, by someone else,
+under another hypothesis, and a hypothesis that the listing cannot decide shows as a bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from veridifr.errors import EvidenceError
+from veridifr.trace import MAX_TOKEN_ID, MAX_TOKENS
+
+HOT = 1.5
+"""The hottest temperature hypothesis supported, as a multiple of the claimed temperature."""
+TAIL_MASS = 1e-6
+"""Default of the probability that may stay unlisted at the claimed temperature."""
+LIST_BYTES = 1024
+"""Default byte budget per token for listing beyond what the claimed settings need (8 bytes a candidate)."""
+CANDIDATE_BYTES = 8
+MAX_CANDIDATES = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """Reference logits for the T output tokens of one trace, N candidates in all.
+
+    Axes: token t owns candidates `offsets_T1[t]:offsets_T1[t+1]`, in ascending order of id, the claimed id among them.
+    Logits are the model's own, before any sampling setting, in float32; `lse_T` is the log-sum-exp of the whole row at
+    temperature 1; `rank_T` counts tokens with a larger logit than the claimed one (0 = best). `floor_T`: no unlisted
+    token has a larger logit (after penalties and the like); a row that lists everything has floor -inf. `temperature` is
+    the one that `tail_T` refers to: the claimed one, or 1 for greedy.
+    """
+
+    trace_id: str
+    trace_digest: str
+    vocab_size: int
+    temperature: float
+    offsets_T1: npt.NDArray[np.int64]
+    ids_N: npt.NDArray[np.int32]
+    logits_N: npt.NDArray[np.float32]
+    lse_T: npt.NDArray[np.float64]
+    rank_T: npt.NDArray[np.int32]
+    floor_T: npt.NDArray[np.float32]
+    tail_T: npt.NDArray[np.float64]
+    hot_tail_T: npt.NDArray[np.float64]
+
+    @property
+    def tokens(self) -> int:
+        """Number of output tokens covered, counted from the first."""
+        return len(self.lse_T)
+
+    @property
+    def rows_N(self) -> npt.NDArray[np.int64]:
+        """For each candidate, the token that it belongs to."""
+        return np.repeat(np.arange(self.tokens, dtype=np.int64), np.diff(self.offsets_T1))
+
+    def tail_at(self, temperature: float) -> npt.NDArray[np.float64]:
+        """Upper bound on the unlisted probability of each token at `temperature`; 1 where nothing is known.
+
+        A lower temperature moves mass to the top, so the tail of a hotter one bounds it.
+        """
+        if temperature <= self.temperature * (1 + 1e-9):
+            return self.tail_T
+        if temperature <= self.temperature * HOT * (1 + 1e-9):
+            return self.hot_tail_T
+        return np.where(self.floor_T == -np.inf, 0.0, 1.0)
+
+    def validate(self) -> Evidence:
+        """Return self if every array is as documented; else raise `EvidenceError` naming the field.
+
+        Called on everything read from disk: an evidence file may come from a stranger.
+        """
+        tokens, count = self.tokens, len(self.ids_N)
+        if not 0 < self.temperature <= 1e4:
+            raise self._error("temperature", f"got {self.temperature}, expected above 0 and at most 10000")
+        if not 1 <= self.vocab_size <= MAX_TOKEN_ID or tokens > MAX_TOKENS or count > MAX_CANDIDATES:
+            raise self._error("vocab_size", "sizes are out of range")
+        if len(self.offsets_T1) != tokens + 1 or len(self.logits_N) != count:
+            raise self._error("offsets", "array lengths do not agree")
+        for name in ("rank_T", "floor_T", "tail_T", "hot_tail_T"):
+            if len(getattr(self, name)) != tokens:
+                raise self._error(name, f"got {len(getattr(self, name))} values, expected {tokens}")
+        steps = np.diff(self.offsets_T1)
+        if self.offsets_T1[0] != 0 or self.offsets_T1[-1] != count or (tokens and steps.min() < 1):
+            raise self._error("offsets", "every token must own at least one candidate, in order")
+        if count:
+            self._check_values(steps)
+        return self
+
+    def _check_values(self, steps: npt.NDArray[np.int64]) -> None:
+        if self.ids_N.min() < 0 or self.ids_N.max() >= self.vocab_size:
+            raise self._error("ids", f"an id lies outside the vocabulary of {self.vocab_size}")
+        ascending = np.diff(self.ids_N.astype(np.int64)) > 0
+        ascending[self.offsets_T1[1:-1] - 1] = True
+        if not ascending.all():
+            raise self._error("ids", "ids of a token must ascend")
+        if not (np.isfinite(self.logits_N).all() and np.isfinite(self.lse_T).all()):
+            raise self._error("logits", "a logit is not finite")
+        if np.isnan(self.floor_T).any() or (self.floor_T == np.inf).any():
+            raise self._error("floor", "a floor is not a number")
+        for name in ("tail_T", "hot_tail_T"):
+            values = getattr(self, name)
+            if not ((values >= 0) & (values <= 1)).all():
+                raise self._error(name, "a probability lies outside 0 to 1")
+        if self.rank_T.min() < 0 or self.rank_T.max() >= self.vocab_size:
+            raise self._error("rank", f"a rank lies outside the vocabulary of {self.vocab_size}")
+        if steps.max() > self.vocab_size:
+            raise self._error("offsets", "a token lists more candidates than the vocabulary holds")
+
+    def _error(self, field: str, what: str) -> EvidenceError:
+        return EvidenceError(f"evidence for sequence {self.trace_id!r}: {field}: {what}")
+
+
+def claimed_index(evidence: Evidence, claimed_T: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Index into the candidates of each claimed token; `EvidenceError` if one is not listed."""
+    span = np.int64(evidence.vocab_size)
+    keys = evidence.rows_N * span + evidence.ids_N
+    wanted = np.arange(evidence.tokens, dtype=np.int64) * span + claimed_T
+    index = np.searchsorted(keys, wanted)
+    if (index >= len(keys)).any() or (keys[np.minimum(index, len(keys) - 1)] != wanted).any():
+        raise EvidenceError(f"evidence for sequence {evidence.trace_id!r}: ids: a claimed token is not listed")
+    return index

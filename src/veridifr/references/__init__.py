@@ -1,0 +1,69 @@
+"""Someone we trust, asked to replay: a reference turns traces into evidence.
+
+`load` understands ``hf:PATH`` (a transformers model on this machine) and ``evidence:FILE`` (replayed from disk).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from veridifr.errors import ReferenceError
+from veridifr.evidence import LIST_BYTES, TAIL_MASS, Evidence
+from veridifr.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSettings:
+    """How a reference runs. `dtype` None means float32 on a CPU (quieter and faster there) and the model's own on a
+    GPU. `logit_elements` bounds the logits held at once (rows times vocabulary)."""
+
+    dtype: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    revision: str | None = None
+    tail_mass: float = TAIL_MASS
+    list_bytes: int = LIST_BYTES
+    logit_elements: int = 2**20
+    batch_tokens: int | None = None
+
+
+class Reference(ABC):
+    """A trusted copy of the model. Subclasses are final."""
+
+    name: str
+    """As the user spelled it, for reports."""
+    vocab_size: int
+    weights_digest: str
+    """SHA-256 (hex) of the weights and the model config."""
+    eos_ids: tuple[int, ...]
+    settings: Mapping[str, str | int | float | bool | None]
+
+    @abstractmethod
+    def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
+        """Evidence for each trace, in any order, as soon as it is known. Only for traces that `refuse` lets pass."""
+
+    @abstractmethod
+    def refuse(self, trace: Trace) -> str | None:
+        """Why this trace cannot be replayed (ids outside the vocabulary, too long, not covered), or None."""
+
+    def decode(self, ids: Sequence[int]) -> str | None:
+        """The text of token ids, or None where no tokenizer is at hand."""
+        return None
+
+
+def load(name: str, settings: ReferenceSettings | None = None) -> Reference:
+    """The reference called `name`: ``hf:PATH``, ``hf:ORG/MODEL`` (with a revision) or ``evidence:FILE``."""
+    settings = settings or ReferenceSettings()
+    kind, _, place = name.partition(":")
+    if kind == "hf" and place:
+        from veridifr.references.hf import HfReference
+
+        return HfReference.load(place, settings)
+    if kind == "evidence" and place:
+        from veridifr.references.recorded import RecordedReference
+
+        return RecordedReference(Path(place))
+    raise ReferenceError(f"reference {name!r}: expected hf:PATH, hf:ORG/MODEL or evidence:FILE")

@@ -1,0 +1,287 @@
+"""A transformers model as the reference: teacher-forced logits of the claimed positions, listed chunk by chunk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from veridifr.errors import ReferenceError, require
+from veridifr.evidence import Evidence
+from veridifr.processors import needs_processing, process
+from veridifr.references import Reference, ReferenceSettings
+from veridifr.references.listing import Listing, list_candidates
+from veridifr.trace import Trace
+
+_POINTWISE = (
+    "allowed_token_ids",
+    "bad_words",
+    "min_tokens",
+    "logit_bias",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+)
+_CPU_BATCH_TOKENS = 512
+_GPU_BATCH_TOKENS = 16384
+_PROBE = 8
+
+
+class HfReference(Reference):
+    """Wraps a loaded transformers causal language model (`from_model`) or loads one from disk or the hub (`load`)."""
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, digest: str, settings: ReferenceSettings) -> None:
+        self.name = name
+        self.weights_digest = digest
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._device = next(model.parameters()).device
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
+        self.eos_ids = _eos_ids(model)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._longest = int(limit) if limit else None
+        self._head = self._find_head()
+        self.settings = {
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            "device": str(self._device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "tail_mass": settings.tail_mass,
+            "list_bytes": settings.list_bytes,
+        }
+
+    @classmethod
+    def load(cls, place: str, settings: ReferenceSettings) -> HfReference:
+        """Load `place`, a directory or a hub id with `settings.revision`; safetensors only, no remote code."""
+        transformers = require("transformers", "hf")
+        path = _resolve(place, settings.revision)
+        device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        dtype = settings.dtype or ("float32" if device == "cpu" else "auto")
+        digest = digest_model(path)
+        try:
+            transformers.utils.logging.disable_progress_bar()
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+            ).to(device)
+        except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+            raise ReferenceError(f"reference hf:{place}: cannot load the model: {_first_line(error)}") from error
+        return cls(model, load_tokenizer(path), f"hf:{place}", digest, settings)
+
+    @classmethod
+    def from_model(
+        cls, model: Any, tokenizer: Any = None, *, settings: ReferenceSettings | None = None
+    ) -> HfReference:
+        """Wrap a model that the caller built; its digest is taken over the parameters in memory."""
+        return cls(model, tokenizer, "hf:in-memory", digest_parameters(model), settings or ReferenceSettings())
+
+    def refuse(self, trace: Trace) -> str | None:
+        """See `Reference.refuse`."""
+        if not len(trace.output_token_ids):
+            return "output_token_ids: empty, so there is nothing to score"
+        top = max(int(trace.prompt_token_ids.max()), int(trace.output_token_ids.max()))
+        if top >= self.vocab_size:
+            return (
+                f"token id {top} is outside the vocabulary of {self.vocab_size}; was it tokenized with another model?"
+            )
+        length = len(trace.prompt_token_ids) + len(trace.output_token_ids)
+        if self._longest is not None and length > self._longest:
+            return f"{length} tokens are more than the model's {self._longest} positions"
+        return None
+
+    def decode(self, ids: Sequence[int]) -> str | None:
+        """See `Reference.decode`."""
+        if self._tokenizer is None:
+            return None
+        return cast(str, self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
+        """See `Reference.evidence`. Sequences are batched by length; logits are made in chunks of rows."""
+        cpu = self._device.type == "cpu"
+        budget = self._settings.batch_tokens or (_CPU_BATCH_TOKENS if cpu else _GPU_BATCH_TOKENS)
+        for batch in _batches(traces, budget):
+            with torch.inference_mode():
+                hidden_BTD = self._hidden(batch)
+                for row, trace in enumerate(batch):
+                    first = len(trace.prompt_token_ids) - 1
+                    yield self._list(trace, hidden_BTD[row, first : first + len(trace.output_token_ids)])
+
+    def _hidden(self, batch: Sequence[Trace]) -> torch.Tensor:
+        """Final hidden states (after the last norm) of each sequence, right-padded."""
+        ids = [np.concatenate([trace.prompt_token_ids, trace.output_token_ids[:-1]]) for trace in batch]
+        width = max(map(len, ids))
+        input_ids = torch.zeros((len(ids), width), dtype=torch.long)
+        for row, sequence in enumerate(ids):
+            input_ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
+        # Padding stands on the right and attention is causal, so no real token ever sees it: no mask is needed.
+        output = self._model.base_model(input_ids=input_ids.to(self._device), use_cache=False)
+        return cast(torch.Tensor, output.last_hidden_state)
+
+    def _list(self, trace: Trace, hidden_TD: torch.Tensor) -> Evidence:
+        tokens = len(trace.output_token_ids)
+        claimed_T = torch.from_numpy(trace.output_token_ids.astype(np.int64)).to(self._device)
+        rows = max(1, self._settings.logit_elements // self.vocab_size)
+        parts = []
+        for start in range(0, tokens, rows):
+            stop = min(tokens, start + rows)
+            logits_RV = self._head(hidden_TD[start:stop]).float()
+            processed_RV = logits_RV
+            if needs_processing(trace.sampling):
+                processed_RV = _processed(logits_RV, trace, start, self.eos_ids)
+            parts.append(
+                list_candidates(
+                    logits_RV,
+                    processed_RV,
+                    claimed_T[start:stop],
+                    trace.sampling,
+                    tail_mass=self._settings.tail_mass,
+                    list_bytes=self._settings.list_bytes,
+                )
+            )
+        return _join(trace, self.vocab_size, parts)
+
+    def _find_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """How this model turns final hidden states into logits; refused unless it reproduces the model's own."""
+        head = self._model.get_output_embeddings()
+        config = self._model.config.get_text_config()
+        if head is None:
+            raise ReferenceError(f"reference {self.name}: the model has no output embeddings")
+        cap = getattr(config, "final_logit_softcapping", None)
+        factors = [getattr(config, key, None) for key in ("logit_scale", "logits_scaling")]
+        ways: list[Callable[[torch.Tensor], torch.Tensor]] = [head]
+        if cap:
+            ways.append(lambda h: torch.tanh(head(h) / cap) * cap)
+        if factors[0]:
+            ways.append(lambda h: head(h) * factors[0])
+        if factors[1]:
+            ways.append(lambda h: head(h) / factors[1])
+        probe = torch.arange(min(_PROBE, self.vocab_size), device=self._device)[None, :]
+        with torch.inference_mode():
+            wanted = self._model(input_ids=probe, use_cache=False).logits.float()
+            hidden = self._model.base_model(input_ids=probe, use_cache=False).last_hidden_state
+            for way in ways:
+                if torch.allclose(way(hidden).float(), wanted, rtol=1e-3, atol=1e-3):
+                    return way
+        raise ReferenceError(
+            f"reference {self.name}: the logits are not the output embedding of the final hidden state; "
+            "this architecture is not supported yet"
+        )
+
+
+def _processed(logits_RV: torch.Tensor, trace: Trace, start: int, eos_ids: tuple[int, ...]) -> torch.Tensor:
+    """Logits after penalties, bias and bans, over whole rows: such settings can lift any token into the candidates."""
+    rows, vocab = logits_RV.shape
+    values = process(
+        _POINTWISE,
+        trace.sampling,
+        trace.prompt_token_ids,
+        trace.output_token_ids,
+        np.arange(start, start + rows, dtype=np.int64),
+        np.repeat(np.arange(rows, dtype=np.int64), vocab),
+        np.tile(np.arange(vocab, dtype=np.int64), rows),
+        logits_RV.cpu().double().numpy().reshape(-1),
+        eos_ids,
+    )
+    return torch.from_numpy(np.asarray(values, dtype=np.float32).reshape(rows, vocab)).to(logits_RV.device)
+
+
+def _join(trace: Trace, vocab_size: int, parts: Sequence[Listing]) -> Evidence:
+    counts = np.concatenate([part.counts_R for part in parts])
+    return Evidence(
+        trace_id=trace.id,
+        trace_digest=trace.digest(),
+        vocab_size=vocab_size,
+        temperature=1.0 if trace.sampling.greedy else trace.sampling.temperature,
+        offsets_T1=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        ids_N=np.concatenate([part.ids_N for part in parts]),
+        logits_N=np.concatenate([part.logits_N for part in parts]),
+        lse_T=np.concatenate([part.lse_R for part in parts]),
+        rank_T=np.concatenate([part.rank_R for part in parts]),
+        floor_T=np.concatenate([part.floor_R for part in parts]),
+        tail_T=np.concatenate([part.tail_R for part in parts]),
+        hot_tail_T=np.concatenate([part.hot_tail_R for part in parts]),
+    )
+
+
+def _batches(traces: Sequence[Trace], budget: int) -> Iterator[list[Trace]]:
+    """Sequences of similar length together, at most `budget` padded tokens a batch."""
+    batch: list[Trace] = []
+    for trace in sorted(traces, key=lambda t: len(t.prompt_token_ids) + len(t.output_token_ids)):
+        length = len(trace.prompt_token_ids) + len(trace.output_token_ids)
+        if batch and length * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(trace)
+    if batch:
+        yield batch
+
+
+def _eos_ids(model: Any) -> tuple[int, ...]:
+    for config in (getattr(model, "generation_config", None), model.config):
+        found = getattr(config, "eos_token_id", None)
+        if found is not None:
+            return tuple(int(i) for i in found) if isinstance(found, list | tuple) else (int(found),)
+    return ()
+
+
+def _resolve(place: str, revision: str | None) -> Path:
+    path = Path(place)
+    if path.is_dir():
+        return path
+    if path.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1:
+        raise ReferenceError(f"reference hf:{place}: no such directory")
+    if revision is None:
+        raise ReferenceError(f"reference hf:{place}: a hub model needs --revision, or its weights may change under you")
+    hub = require("huggingface_hub", "hf")
+    try:
+        return Path(
+            hub.snapshot_download(
+                place, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]
+            )
+        )
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise ReferenceError(f"reference hf:{place}: cannot download it: {_first_line(error)}") from error
+
+
+def digest_model(path: Path) -> str:
+    """SHA-256 (hex) over the names and contents of a model directory's config.json and safetensors files."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files or not (path / "config.json").is_file():
+        raise ReferenceError(f"reference {path}: expected config.json and at least one .safetensors file")
+    digest = hashlib.sha256(b"veridifr weights 1\0")
+    for file in [path / "config.json", *files]:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def digest_parameters(model: Any) -> str:
+    """SHA-256 (hex) over the names, dtypes and bytes of a model's parameters in memory."""
+    digest = hashlib.sha256(b"veridifr parameters 1\0")
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer beside a model, or None: decoded text is for people only, so its absence is no error."""
+    transformers = require("transformers", "hf")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+__all__ = ["HfReference", "digest_model", "digest_parameters", "load_tokenizer"]

@@ -1,0 +1,86 @@
+"""Running the reference over planned sequences, with a spool that survives a kill and a bar for the waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from veridifr import evidence_io
+from veridifr.evidence import Evidence
+from veridifr.evidence_io import EvidenceHeader, EvidenceWriter
+from veridifr.references import Reference
+from veridifr.requests import Planned
+from veridifr.trace import Trace
+
+_BAR_DELAY = 2.0
+"""Seconds before a progress bar shows."""
+
+
+class Replayer:
+    """Gets evidence for planned sequences from `reference`, through the spool file `spool` if one is given.
+
+    What the spool holds is not computed again; what is computed goes into it at once. `quiet` hides the bar.
+    """
+
+    def __init__(self, reference: Reference, *, spool: Path | None = None, quiet: bool = True) -> None:
+        self.reference = reference
+        self.spool = spool
+        self.quiet = quiet
+
+    def run(self, planned: Sequence[Planned], *, label: str) -> Iterator[tuple[Planned, Evidence | None]]:
+        """Each planned sequence once, with its evidence; None where it has none, the reason then being set."""
+        ready: list[Planned] = []
+        for item in planned:
+            why = item.reason
+            if item.trace is not None and why is None:
+                why = self.reference.refuse(item.trace)
+            if item.trace is None or why is not None:
+                yield _refused(item, why or "no trace"), None
+            else:
+                ready.append(item)
+        with tqdm(total=len(ready), desc=label, unit="seq", delay=_BAR_DELAY, disable=self.quiet or None) as bar:
+            for item, evidence in self._evidence(ready):
+                bar.update()
+                yield item, evidence
+
+    def _evidence(self, ready: Sequence[Planned]) -> Iterator[tuple[Planned, Evidence]]:
+        by_trace: dict[int, Planned] = {id(item.trace): item for item in ready}
+        traces = [item.trace for item in ready if item.trace is not None]
+        if self.spool is None:
+            for trace, evidence in _matched(traces, self.reference.evidence(traces)):
+                yield by_trace[id(trace)], evidence
+            return
+        writer = EvidenceWriter(self.spool, header_of(self.reference))
+        try:
+            places = evidence_io.scan(self.spool)[1]
+            for trace in [t for t in traces if t.digest() in places]:
+                yield by_trace[id(trace)], evidence_io.read(self.spool, places[trace.digest()])
+            rest = [t for t in traces if t.digest() not in places]
+            for trace, evidence in _matched(rest, self.reference.evidence(rest)):
+                writer.append(evidence)
+                yield by_trace[id(trace)], evidence
+        finally:
+            writer.close()
+
+
+def _matched(traces: Sequence[Trace], found: Iterator[Evidence]) -> Iterator[tuple[Trace, Evidence]]:
+    by_id = {trace.id: trace for trace in traces}
+    for evidence in found:
+        yield by_id[evidence.trace_id], evidence
+
+
+def _refused(item: Planned, why: str) -> Planned:
+    return Planned(id=item.id, trace=None, end=0, tokens=item.tokens, forced=item.forced, reason=why)
+
+
+def header_of(reference: Reference) -> EvidenceHeader:
+    """What an evidence file says of the reference that made it."""
+    return EvidenceHeader(
+        reference=reference.name,
+        weights=reference.weights_digest,
+        vocab_size=reference.vocab_size,
+        eos_ids=reference.eos_ids,
+        settings=reference.settings,
+    )
