@@ -1,0 +1,1 @@
+"""Tests of the sampler contracts, their generators and the logit processors."""
