@@ -174,7 +174,7 @@ def hostile_everywhere(text: str) -> Finding:
 def test_hostile_text_is_shown_and_does_nothing(text: str) -> None:
     plain = check_structure(to_html([hostile_everywhere("x"), consistent()], title="x"))
     page = check_structure(to_html([hostile_everywhere(text), consistent()], title=text))
-    marks = ("span", "text")  # marks of unseen characters, and wrapped lines of a longer axis label
+    marks = ("span", "text", "svg")  # marks of unseen characters, and wrapped lines of a longer axis label
     assert [n for n, _ in page.tags if n not in marks] == [n for n, _ in plain.tags if n not in marks]
     assert page.style == plain.style
     assert not re.search("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", page.shown)
@@ -288,6 +288,7 @@ def contrast(one: str, other: str) -> float:
 
 def palettes() -> list[tuple[str, dict[str, str]]]:
     sheet = read(to_html([consistent()])).style
+    assert "@media screen and (prefers-color-scheme: dark)" in sheet  # so that paper stays light
     light, dark = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block)) for block in sheet.split(":root {")[1:])
     return [("light", light), ("dark", {**light, **dark})]
 

@@ -54,10 +54,9 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
         os.umask(mask)
         os.chmod(name, 0o666 & ~mask)  # noqa: PTH101
         os.replace(name, target)  # noqa: PTH105
-    except BaseException:
-        with contextlib.suppress(OSError):
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # gone if it was renamed; else the attempt failed
             os.unlink(name)  # noqa: PTH108
-        raise
 
 
 def schema() -> dict[str, Any]:

@@ -11,7 +11,7 @@ _VOID = frozenset({"meta", "br", "hr", "circle", "line", "rect", "path", "col"})
 
 
 class Html(str):
-    """Text that is already markup. Only this module makes it."""
+    """Text that is already markup: made by this module, or from fixed text only."""
 
     __slots__ = ()
 

@@ -279,7 +279,7 @@ def _provenance(finding: Finding) -> Html:
     ]
     rows += [
         ("Reference weights", element("bdi", words.visible(source.reference, 200)), _digest(source.weights)),
-        ("Calibration", source.calibration_file or "made in the same run", _digest(source.calibration)),
+        ("Calibration", source.calibration_file or "not from a file", _digest(source.calibration)),
         ("Sampler contract", finding.contract or words.UNKNOWN, None),
         ("Made by", f"veridifr {source.veridifr}, {words.moment(source.created)}", None),
     ]

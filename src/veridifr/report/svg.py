@@ -7,7 +7,6 @@ same information.
 
 from __future__ import annotations
 
-import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,8 @@ from veridifr.report.words import number, plural, span, visible
 
 WIDE, NARROW = 760, 360
 _PAD = 0.0
+_CHAR = 6.6
+"""Pixels that a character of the labels takes at most on average."""
 _DOTS = 300
 """Rows with more sequences than this are drawn as columns of a histogram."""
 
@@ -74,13 +75,13 @@ def _score_row(axis: Axis, row: Row, top: float, height: float) -> list[Html | N
     group = "audited" if row.audited else "honest"
     median = axis.at(statistics.median(row.scores))
     kind = _dots if len(row.scores) <= _DOTS else _columns
-    title = element("text", row.name, class_=f"row by-{group}", x=axis.left, y=top + 11)
     count = plural(len(row.scores), "sequence")
     value = f"{count} · median {number(statistics.median(row.scores))}"
     if axis.right - axis.left < WIDE / 2 and len(row.name) > 22:
         value = f"median {number(statistics.median(row.scores), 2)}"
+    room = axis.right - axis.left - _CHAR * (len(value) + 1)
     return [
-        title,
+        _clipped(row.name, f"row by-{group}", axis.left, top + 11, room),
         element("text", value, class_="value", x=axis.right, y=top + 11, text_anchor="end"),
         element("line", class_="base", x1=axis.left, x2=axis.right, y1=middle, y2=middle),
         *kind(axis, row, middle, height - 30),
@@ -135,7 +136,7 @@ def _columns(axis: Axis, row: Row, middle: float, room: float) -> list[Html]:
 
 def _axis_marks(axis: Axis, y: float, label: str, most: int) -> list[Html]:
     marks = [element("line", class_="axis", x1=axis.left, x2=axis.right, y1=y, y2=y)]
-    free = -math.inf
+    free = axis.left - 100
     for tick in axis.ticks(most):
         x, text = axis.at(tick), number(tick)
         half = 3.6 * len(text)
@@ -145,13 +146,19 @@ def _axis_marks(axis: Axis, y: float, label: str, most: int) -> list[Html]:
             marks.append(element("text", text, class_="tick", x=middle, y=y + 17, text_anchor="middle"))
             free = x + half + 4
     lines = _wrapped(label, axis.right - axis.left)
-    marks += [element("text", t, class_="label", x=axis.left, y=y + 38 + 16 * i) for i, t in enumerate(lines)]
-    return marks
+    room = axis.right - axis.left
+    return marks + [_clipped(t, "label", axis.left, y + 38 + 16 * i, room) for i, t in enumerate(lines)]
+
+
+def _clipped(text: str, class_: str, x: float, y: float, room: float) -> Html:
+    """A line of text of unknown length, cut off at `room` pixels by a frame of its own."""
+    line = element("text", visible(text, 120), class_=class_, x=0.0, y=15.0)
+    return element("svg", line, x=x, y=y - 15, width=room, height=21.0, aria_hidden="true")
 
 
 def _wrapped(label: str, width: float) -> list[str]:
-    """SVG text does not wrap by itself; 6.4 pixels a character is wide for the label's size."""
-    return textwrap.wrap(visible(label), int(width / 6.4), max_lines=3, placeholder=" …")
+    """SVG text does not wrap by itself."""
+    return textwrap.wrap(visible(label), int(width / _CHAR), max_lines=3, placeholder=" …")
 
 
 def noise_picture(noise: LogitNoise, detect: float | None, width: int) -> Html | None:
