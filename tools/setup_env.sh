@@ -35,15 +35,15 @@ esac
 check_python() {
   command -v "$PYTHON" >/dev/null || die "$PYTHON is not installed; name another with PYTHON=/path/to/python3.11"
   "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' ||
-    die "$PYTHON is $("$PYTHON" -V 2>&1), expected Python 3.11 to 3.13; name another with PYTHON=/path/to/python3.11"
+    die "$PYTHON is $("$PYTHON" -V 2>&1 | head -n 1), expected Python 3.11 to 3.13; name another with PYTHON=/path/to/python3.11"
 }
 
 # What the installed environment depends on; a change of any of it installs again.
 digest() {
-  "$PYTHON" - pyproject.toml tools/setup_env.sh "$TORCH_INDEX" <<'PY'
+  "$PYTHON" - "$TORCH_INDEX" pyproject.toml src/veridifr/_version.py tools/setup_env.sh <<'PY'
 import hashlib, pathlib, sys
-h = hashlib.sha256(repr((sys.version_info[:3], sys.argv[3])).encode())
-for name in sys.argv[1:3]:
+h = hashlib.sha256(repr((sys.version_info[:3], sys.argv[1])).encode())
+for name in sys.argv[2:]:
     h.update(pathlib.Path(name).read_bytes())
 print(h.hexdigest())
 PY

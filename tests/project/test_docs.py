@@ -65,7 +65,7 @@ def broken_links(path: Path, text: str) -> list[str]:
 def commands(text: str) -> list[list[str]]:
     """Every `veridifr ...` command line of the shell blocks and code spans of a document, split as a shell would."""
     lines = [
-        line.strip().removeprefix("$ ")
+        line.partition("#")[0].strip().removeprefix("$ ")
         for body in blocks(text, "", "bash", "sh", "shell", "console", "yaml")
         for line in body.replace("\\\n", " ").splitlines()
     ]

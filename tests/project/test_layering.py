@@ -17,16 +17,22 @@ ONLY: dict[str, tuple[str, ...]] = {
     "veridifr.rng": ("veridifr.errors",),
     "veridifr.stats": ("veridifr.errors",),
     "veridifr.traces": ("veridifr.errors", "veridifr.trace"),
+    "veridifr.requests": ("veridifr.errors", "veridifr.trace"),
+    "veridifr.evidence": ("veridifr.errors", "veridifr.trace"),
+    "veridifr.evidence_io": ("veridifr.errors", "veridifr.trace", "veridifr.evidence"),
+    "veridifr.filters": ("veridifr.errors", "veridifr.trace"),
     "veridifr.contracts": ("veridifr.errors", "veridifr.trace", "veridifr.rng"),
     "veridifr.processors": ("veridifr.errors", "veridifr.trace", "veridifr.contracts"),
     "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.trace"),
 }
 
-# Modules below a prefix may not import anything below these, whatever else they import.
+# Modules below a prefix may not import anything below these, whatever else they import. Scores never see a reference or
+# a test, so they can be recomputed from evidence on disk; references never see what is made of their logits.
 NEVER: dict[str, tuple[str, ...]] = {
-    "veridifr.references": ("veridifr.finding", "veridifr.report", "veridifr.stats"),
-    "veridifr.evidence": ("veridifr.finding", "veridifr.report", "veridifr.stats", "veridifr.references"),
+    "veridifr.references": ("veridifr.finding", "veridifr.report", "veridifr.stats", "veridifr.scores"),
     "veridifr.scores": ("veridifr.finding", "veridifr.report", "veridifr.stats", "veridifr.references"),
+    "veridifr.likelihood": ("veridifr.finding", "veridifr.report", "veridifr.stats", "veridifr.references"),
+    "veridifr.calibration": ("veridifr.finding", "veridifr.report"),
 }
 
 # Third-party modules, and the only places that may import them (None: anywhere).
@@ -50,7 +56,7 @@ def wrong_imports(module: str, names: set[str]) -> list[str]:
     own = {name for name in names if within(name, ("veridifr",))}
     for prefix, allowed in ONLY.items():
         if within(module, (prefix,)):
-            outside = own - {"veridifr"} - {n for n in own if within(n, (prefix, *allowed))}
+            outside = own - {"veridifr", "veridifr._version"} - {n for n in own if within(n, (prefix, *allowed))}
             wrong += [f"{module} imports {name}, which {prefix} may not" for name in sorted(outside)]
     for prefix, forbidden in NEVER.items():
         if within(module, (prefix,)):

