@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veridifr.contracts import CONTRACTS, Stream
+from veridifr.contracts.sglang import murmur_gumbel
 from veridifr.contracts.vllm_v2 import VllmV2A, VllmV2B, VllmV2D, VllmV2E, log1p_negative
 from veridifr.errors import UnsupportedError
 from veridifr.trace import EngineRecord
@@ -127,6 +129,15 @@ def test_extreme_uniforms_stay_finite_and_reach_the_bound(letter: str) -> None:
     ends = contract.transform(np.array([0.0, top], dtype=np.float32))
     assert np.isfinite(ends).all()
     assert ends.max() == pytest.approx(contract.bound, rel=1e-6)
+
+
+def test_extreme_hashes_of_sglang() -> None:
+    got = murmur_gumbel(np.array([0, 1, 2**31, 2**32 - 2, 2**32 - 1], dtype=np.uint32))
+    assert got[0] == pytest.approx(-math.log(sys.float_info.max))
+    assert got[1] == pytest.approx(-math.log(32 * math.log(2)))
+    assert got[2] == pytest.approx(-math.log(math.log(2)))
+    assert got[3] == pytest.approx(32 * math.log(2))
+    assert got[4] == 32 * math.log(2) == CONTRACTS["sglang-murmur"].bound
 
 
 def test_v2f_approximates_the_logarithm() -> None:

@@ -63,6 +63,12 @@ def test_the_cap_of_the_cuda_transform() -> None:
     assert got[2] > 1e-3
 
 
+def test_a_small_uniform_of_the_cuda_transform() -> None:
+    # Word 94 of seed 0, found by search: u = (94 + 1/2) 2^-32, and half a step is 0.5 % of it.
+    got = exponential(0, np.zeros(1, dtype=np.int64), np.array([40657998]), 2**26, 2**26)
+    assert got[0] == pytest.approx(-np.log(94.5 * 2.0**-32), rel=1e-9)
+
+
 @pytest.mark.parametrize("vector", V2, ids=lambda v: f"{v['contract']}/{v['seed']}/{v['position']}")
 def test_vllms_own_triton_kernels(vector: dict[str, object]) -> None:
     """Absolute error below 3e-6, where the kernel computes in float32; 1e-12 for the float64 one."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from veridifr.contracts.base import FloatArray, IndexArray, Stage, Stream
 from veridifr.contracts.common import FILTERS, PROCESSING, NoiseContract, gumbel_of, refuse_child
@@ -64,11 +65,15 @@ class SglangMurmur(_Sglang):
     summary = "SGLang 0.5.9-0.5.23, deterministic: g = -log(-log x), x = murmur3(seed, position, id)/(2^32 - 1)"
 
     def noise(self, stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray) -> FloatArray:
-        hashed = murmur3(stream.seed, stream.prompt_length - 1 + steps_R, rows_N, ids_N)
-        exponential = -np.log(np.maximum(hashed, 1).astype(np.float64) / (2**32 - 1))
-        exponential = np.where(hashed == 0, sys.float_info.max, exponential)  # the engine's clamp of -log 0
-        noise: FloatArray = -np.log(np.maximum(exponential, 2.0**-32))
-        return noise
+        return murmur_gumbel(murmur3(stream.seed, stream.prompt_length - 1 + steps_R, rows_N, ids_N))
+
+
+def murmur_gumbel(hashed: npt.NDArray[np.uint32]) -> FloatArray:
+    """-log(-log x) of x = h/(2^32 - 1), with -log x clamped to [2^-32, the largest float64] as in the engine."""
+    exponential = -np.log(np.maximum(hashed, 1).astype(np.float64) / (2**32 - 1))
+    exponential = np.where(hashed == 0, sys.float_info.max, exponential)
+    noise: FloatArray = -np.log(np.maximum(exponential, 2.0**-32))
+    return noise
 
 
 class SglangLcg24(_Sglang):
