@@ -23,7 +23,8 @@ from veridifr.likelihood import SIGMA_GRID, fit_sigma, mix, win_matrix
 from veridifr.references import Reference
 from veridifr.replay import Replayer
 from veridifr.requests import Planned, plan
-from veridifr.scores import Hypothesis, Scores, score
+from veridifr.scores import Hypothesis, Scores
+from veridifr.scoring import score
 from veridifr.statistic import NoiseMixture, edges_up_to, simulate
 from veridifr.trace import Sampling, Trace
 

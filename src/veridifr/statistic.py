@@ -22,6 +22,8 @@ from veridifr.scores import Contenders, Scores
 Floats = npt.NDArray[np.float64]
 MULTIPLES = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 REPLACED = 0.05
+CAP = 40.0
+"""Sequence scores are cut at this many nats: one absurd honest sequence must not hide a provider (docs/statistics.md)."""
 _FINE = (1, 2, 4, 8)
 _BLOCK = 16
 
@@ -50,7 +52,7 @@ class NoiseMixture:
         ratios[~scores.usable_T] = 0.0
         totals = np.cumsum(ratios, axis=0)[np.asarray(edges, dtype=np.int64) - 1]
         mixed: Floats = logsumexp(totals, axis=1) - np.log(ratios.shape[1])
-        return mixed
+        return np.minimum(mixed, CAP)
 
 
 def edges_up_to(longest: int) -> tuple[int, ...]:

@@ -89,6 +89,18 @@ class Contract(ABC):
             return -np.log(self.noise(stream, steps_R, rows_N, ids_N))
         raise UnsupportedError("sampler", f"{self.id} has no Gumbel noise")
 
+    def gumbel_above(
+        self, stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray, least_R: FloatArray
+    ) -> tuple[IndexArray, FloatArray]:
+        """The pairs whose Gumbel noise can reach `least_R` of their row: indices int64[M] into the pairs, and float64[M].
+
+        What cannot win needs no logarithms: contracts that see this from the random bits override it. They may return
+        a few pairs that fall just short of `least_R`.
+        """
+        noise_N = self.gumbel(stream, steps_R, rows_N, ids_N)
+        index_M = np.flatnonzero(noise_N >= least_R[rows_N])
+        return index_M, noise_N[index_M]
+
     def effective_temperature(self, temperature: float) -> float:
         """The temperature the engine really divides by (vLLM V1 raises 0 < T < 0.01 to 0.01)."""
         return temperature

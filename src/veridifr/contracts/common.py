@@ -105,6 +105,12 @@ def check_child(sampling: Sampling, engine: EngineRecord) -> None:
         raise UnsupportedError("engine.child", "is needed where sampling.n is above 1: it decides the seed")
 
 
+def least_uniform(least_R: FloatArray) -> FloatArray:
+    """The uniform u at which -log(-log u) reaches `least_R`."""
+    with np.errstate(over="ignore"):  # far below every draw: u is 0
+        return np.exp(-np.exp(-least_R))
+
+
 class NoiseContract(Contract):
     """A contract that draws noise from a seed: the checks common to all of them."""
 

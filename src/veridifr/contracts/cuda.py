@@ -66,14 +66,26 @@ def exponential(seed: int, fills_N: IndexArray, elements_N: IndexArray, count: i
 
     `fills_N` counts the fills since the generator was seeded with `seed`.
     """
+    return exponential_of(words(seed, fills_N, elements_N, count, stride))
+
+
+def words(
+    seed: int, fills_N: IndexArray, elements_N: IndexArray, count: int, stride: int
+) -> npt.NDArray[np.uint32]:
+    """The random word behind each element of a fill; arguments as for `exponential`."""
     per_fill = (count - 1) // (4 * stride) + 1  # the generator's offset advances by 4 of these
     if per_fill == 1 and count <= stride:
-        bits = _words(seed, fills_N, elements_N, (0,))[0]
-    else:
-        chunk, rest = np.divmod(elements_N, 4 * stride)
-        component, thread = np.divmod(rest, stride)
-        words = _words(seed, fills_N * per_fill + chunk, thread, (0, 1, 2, 3))
-        bits = np.choose(component, words)
+        return _philox(seed, fills_N, elements_N, (0,))[0]
+    chunk, rest = np.divmod(elements_N, 4 * stride)
+    component, thread = np.divmod(rest, stride)
+    found: npt.NDArray[np.uint32] = np.choose(
+        component, _philox(seed, fills_N * per_fill + chunk, thread, (0, 1, 2, 3))
+    )
+    return found
+
+
+def exponential_of(bits: npt.NDArray[np.uint32]) -> FloatArray:
+    """PyTorch's float32 exponential of a random word, float64[N]."""
     uniform = bits.astype(np.float32) * np.float32(2.0**-32) + np.float32(2.0**-33)
     # float32 matters up to here; the card's logarithm is only good to about 1e-6, so float64 is as right as any.
     capped = uniform >= np.float32(1.0 - 2.0**-24)
@@ -81,5 +93,12 @@ def exponential(seed: int, fills_N: IndexArray, elements_N: IndexArray, count: i
     return np.where(capped, CAP, q)
 
 
-def _words(seed: int, counter: IndexArray, thread: IndexArray, words: tuple[int, ...]) -> list[npt.NDArray[np.uint32]]:
-    return philox4x32((counter, counter >> 32, thread, thread >> 32), (seed, seed >> 32), words)
+def _philox(
+    seed: int, counter: IndexArray, thread: IndexArray, wanted: tuple[int, ...]
+) -> list[npt.NDArray[np.uint32]]:
+    return philox4x32((counter, _high(counter), thread, _high(thread)), (seed, seed >> 32), wanted)
+
+
+def _high(values: IndexArray) -> int | IndexArray:
+    """The upper 32 bits; one integer where they are all zero, as they nearly always are, because that is cheaper."""
+    return 0 if not len(values) or int(values.max()) < 2**32 else values >> 32

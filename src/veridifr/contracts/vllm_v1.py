@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 from veridifr.contracts.base import FloatArray, IndexArray, Stream
-from veridifr.contracts.common import V1_ORDER, VllmContract, child_seed
-from veridifr.contracts.cuda import CUDA_BOUND, exponential, stride_of
+from veridifr.contracts.common import V1_ORDER, VllmContract, child_seed, least_uniform
+from veridifr.contracts.cuda import CUDA_BOUND, exponential_of, stride_of, words
 from veridifr.trace import EngineRecord, Sampling
 
 
@@ -30,5 +33,23 @@ class VllmV1CudaExp32(VllmContract):
 
     def noise(self, stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray) -> FloatArray:
         """Exponentials q, float64[N]."""
+        return exponential_of(self._bits(stream, steps_R, rows_N, ids_N))
+
+    def gumbel_above(
+        self, stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray, least_R: FloatArray
+    ) -> tuple[IndexArray, FloatArray]:
+        bits = self._bits(stream, steps_R, rows_N, ids_N)
+        edge_R = np.maximum(np.floor(least_uniform(least_R) * 2.0**32) - _ROUNDING, 0.0).astype(np.uint32)
+        index = np.flatnonzero(bits >= edge_R[rows_N])
+        return index, -np.log(exponential_of(bits[index]))
+
+    @staticmethod
+    def _bits(
+        stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray
+    ) -> npt.NDArray[np.uint32]:
         stride = stride_of(stream.vocab_size, stream.engine)
-        return exponential(child_seed(stream), steps_R[rows_N], ids_N, stream.vocab_size, stride)
+        return words(child_seed(stream), steps_R[rows_N], ids_N, stream.vocab_size, stride)
+
+
+_ROUNDING = 1024
+"""More than float32 rounding moves u, in units of 2^-32."""

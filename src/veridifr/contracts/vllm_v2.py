@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.contracts.base import FloatArray, IndexArray, Stage, Stream
-from veridifr.contracts.common import VllmContract, child_seed, gumbel_of
+from veridifr.contracts.common import VllmContract, child_seed, gumbel_of, least_uniform
 from veridifr.rng import murmur3, philox4x32
 
 UInt32 = npt.NDArray[np.uint32]
@@ -41,6 +41,8 @@ _NO_BAD_WORDS = "vLLM's V2 runner has no bad words up to 0.16"
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-53
 _TRITON_SCALE = np.float32(4.6566127342e-10)
 _TRITON_MAX = float(np.float32(2**31 - 1) * _TRITON_SCALE)
+_ROUNDING = 512
+"""More than float32 rounding moves u, in units of 2^-31."""
 _FLOAT32_TINY = 2.0**-126
 _FLOAT64_TINY = 2.0**-1022
 
@@ -80,8 +82,26 @@ class _V2(VllmContract):
 class _V2Philox32(_V2):
     """Formulas over one float32 uniform of Triton's Philox."""
 
+    flipped: ClassVar[bool] = False
+    """Whether small u win (formulas of log(1 - u))."""
+
     def noise(self, stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray) -> FloatArray:
         return self.transform(triton_uniform(_words(stream, steps_R, rows_N, ids_N, 1)[0]))
+
+    def gumbel_above(
+        self, stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray, least_R: FloatArray
+    ) -> tuple[IndexArray, FloatArray]:
+        bits = _words(stream, steps_R, rows_N, ids_N, 1)[0]
+        signed = bits.view(np.int32)
+        drawn = signed ^ (signed >> 31)  # u in units of 2^-31, before it is rounded to float32
+        edge_R = least_uniform(least_R)
+        if self.flipped:
+            most_R = np.ceil((1.0 - edge_R) * 2.0**31) + _ROUNDING
+            near = drawn <= np.minimum(most_R, 2.0**31 - 1).astype(np.int32)[rows_N]
+        else:
+            near = drawn >= np.maximum(np.floor(edge_R * 2.0**31) - _ROUNDING, 0.0).astype(np.int32)[rows_N]
+        index = np.flatnonzero(near)
+        return index, self.transform(triton_uniform(bits[index]))
 
     @staticmethod
     @abstractmethod
@@ -150,6 +170,7 @@ class VllmV2E(_V2Philox32):
     """g = -log(-log1p(-u)) with u at least 2^-31: the same u as `VllmV2D`, the other tail."""
 
     id = "vllm-v2-e"
+    flipped = True
     bound = -math.log(-math.log1p(-float(_TRITON_SCALE)))
     summary = "vLLM 0.24-0.30, V2 runner: g = -log(-log1p(-max(u, 2^-31))), u as in vllm-v2-a"
 

@@ -26,7 +26,7 @@ class ReferenceSettings:
     revision: str | None = None
     tail_mass: float = TAIL_MASS
     list_bytes: int = LIST_BYTES
-    logit_elements: int = 2**20
+    logit_elements: int = 2**22
     batch_tokens: int | None = None
 
 

@@ -15,7 +15,7 @@ from veridifr.evidence import Evidence
 from veridifr.processors import needs_processing, process
 from veridifr.references import Reference, ReferenceSettings
 from veridifr.references.listing import Listing, list_candidates
-from veridifr.trace import Trace
+from veridifr.trace import Sampling, Trace
 
 _POINTWISE = (
     "allowed_token_ids",
@@ -28,6 +28,7 @@ _POINTWISE = (
 )
 _CPU_BATCH_TOKENS = 512
 _GPU_BATCH_TOKENS = 16384
+_CACHED_ELEMENTS = 2**19
 _PROBE = 8
 
 
@@ -127,24 +128,33 @@ class HfReference(Reference):
         tokens = len(trace.output_token_ids)
         claimed_T = torch.from_numpy(trace.output_token_ids.astype(np.int64)).to(self._device)
         rows = max(1, self._settings.logit_elements // self.vocab_size)
-        parts = []
+        parts: list[Listing] = []
         for start in range(0, tokens, rows):
             stop = min(tokens, start + rows)
             logits_RV = self._head(hidden_TD[start:stop]).float()
             processed_RV = logits_RV
             if needs_processing(trace.sampling):
                 processed_RV = _processed(logits_RV, trace, start, self.eos_ids)
-            parts.append(
-                list_candidates(
-                    logits_RV,
-                    processed_RV,
-                    claimed_T[start:stop],
-                    trace.sampling,
-                    tail_mass=self._settings.tail_mass,
-                    list_bytes=self._settings.list_bytes,
-                )
-            )
+            parts += self._list_rows(trace.sampling, logits_RV, processed_RV, claimed_T[start:stop])
         return _join(trace, self.vocab_size, parts)
+
+    def _list_rows(
+        self, sampling: Sampling, logits_RV: torch.Tensor, processed_RV: torch.Tensor, claimed_R: torch.Tensor
+    ) -> Iterator[Listing]:
+        """List a chunk in blocks that fit a CPU's cache; on a GPU in one."""
+        rows, vocab = logits_RV.shape
+        block = max(1, _CACHED_ELEMENTS // vocab) if self._device.type == "cpu" else rows
+        for first in range(0, rows, block):
+            logits = logits_RV[first : first + block]
+            processed = logits if processed_RV is logits_RV else processed_RV[first : first + block]
+            yield list_candidates(
+                logits,
+                processed,
+                claimed_R[first : first + block],
+                sampling,
+                tail_mass=self._settings.tail_mass,
+                list_bytes=self._settings.list_bytes,
+            )
 
     def _find_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """How this model turns final hidden states into logits; refused unless it reproduces the model's own."""

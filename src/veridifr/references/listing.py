@@ -1,7 +1,8 @@
-"""From rows of logits to the candidates worth keeping, on whatever device the logits are.
+"""From rows of logits to the candidates worth keeping.
 
-Sorting whole vocabularies would cost more than the forward pass, so rows are cut by thresholds: exact top-k where a
-short list is known to do, and a histogram of probabilities where the tail has to be small.
+Sorting whole vocabularies would cost more than the forward pass. So whole rows are only ever compared with a threshold,
+on the device that holds them: exact top-k where a short list is known to do, and a threshold on the
+probability where the tail has to be small.
 """
 
 from __future__ import annotations
@@ -15,32 +16,35 @@ import torch
 from veridifr.evidence import CANDIDATE_BYTES, HOT
 from veridifr.trace import Sampling
 
-_BINS_PER_NAT = 4
-_BINS = 256
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+_BOLD = 8.0
+"""A threshold this many times the safe one, allowed / V, nearly always leaves out no more than is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listing:
     """Candidates of R rows; the fields are those of `evidence.Evidence`."""
 
-    counts_R: npt.NDArray[np.int64]
+    counts_R: Indices
     ids_N: npt.NDArray[np.int32]
     logits_N: npt.NDArray[np.float32]
-    lse_R: npt.NDArray[np.float64]
+    lse_R: Floats
     rank_R: npt.NDArray[np.int32]
     floor_R: npt.NDArray[np.float32]
-    tail_R: npt.NDArray[np.float64]
-    hot_tail_R: npt.NDArray[np.float64]
+    tail_R: Floats
+    hot_tail_R: Floats
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Cut:
-    """Which candidates a set of rows keeps, as parallel arrays sorted by (row, id), with what they leave out."""
+    """Which candidates R rows keep: `flat_N` = row * V + id, ascending, their processed logits, and what is left out."""
 
-    rows_N: torch.Tensor
-    ids_N: torch.Tensor
-    floor_R: torch.Tensor
-    tail_R: torch.Tensor
+    flat_N: Indices
+    values_N: npt.NDArray[np.float32]
+    floor_R: npt.NDArray[np.float32]
+    tail_R: Floats
 
 
 def list_candidates(
@@ -54,38 +58,37 @@ def list_candidates(
 ) -> Listing:
     """List candidates of R rows over V tokens (float32 logits), the claimed one always among them.
 
-    `processed_RV` decides what can win (equal to `logits_RV` unless penalties and the like are on); the logits listed
-    are the model's own.
+    `processed_RV` decides what can win (the same object as `logits_RV` unless penalties and the like are on); the
+    logits listed are the model's own.
     """
-    vocab = logits_RV.shape[1]
+    rows, vocab = logits_RV.shape
     heat = 1.0 if sampling.greedy else sampling.temperature
     lse_R = torch.logsumexp(logits_RV, dim=1)
-    heat_lse_R = lse_R
-    if heat != 1.0 or processed_RV is not logits_RV:
-        heat_lse_R = torch.logsumexp(processed_RV / heat, dim=1)
+    same = processed_RV is logits_RV
+    heat_lse_R = lse_R if heat == 1.0 and same else torch.logsumexp(processed_RV / heat, dim=1)
     own_R = logits_RV.gather(1, claimed_R[:, None])
-    rank_R = (logits_RV > own_R).sum(dim=1)
+    rank_R = (logits_RV > own_R).sum(dim=1, dtype=torch.int32)
     most = _most_kept(sampling)
     short = min(vocab, max(list_bytes // CANDIDATE_BYTES, 2, (most or 0) + 16))
     if sampling.greedy or most is not None:
         cut = _cut_top(processed_RV, heat_lse_R, heat, short)
     else:
-        allowed = _allowed_tail(sampling, tail_mass)
-        cut = _cut_tail(processed_RV, heat_lse_R, heat, short, allowed)
-    rows_N, ids_N = _with_claimed(cut, claimed_R, vocab)
-    values_N = logits_RV[rows_N, ids_N]
-    counts_R = torch.bincount(rows_N, minlength=len(logits_RV))
-    shown_N = values_N if processed_RV is logits_RV else processed_RV[rows_N, ids_N]
-    hot_R = _hot_tail(rows_N, shown_N, counts_R, cut.floor_R, HOT * heat, vocab)
+        cut = _cut_tail(processed_RV, heat_lse_R, heat, short, _allowed_tail(sampling, tail_mass))
+    wanted_R = np.arange(rows, dtype=np.int64) * vocab + claimed_R.cpu().numpy()
+    processed_own_R = own_R if same else processed_RV.gather(1, claimed_R[:, None])
+    flat_N, shown_N = _with_claimed(cut, wanted_R, processed_own_R[:, 0].cpu().numpy())
+    starts_R = np.searchsorted(flat_N, np.arange(rows, dtype=np.int64) * vocab)
+    counts_R = np.diff(starts_R, append=len(flat_N))
+    values_N = shown_N if same else logits_RV.reshape(-1)[torch.from_numpy(flat_N).to(logits_RV.device)].cpu().numpy()
     return Listing(
-        counts_R=counts_R.cpu().numpy().astype(np.int64),
-        ids_N=ids_N.cpu().numpy().astype(np.int32),
-        logits_N=values_N.cpu().numpy().astype(np.float32),
+        counts_R=counts_R,
+        ids_N=(flat_N - np.repeat(np.arange(rows, dtype=np.int64) * vocab, counts_R)).astype(np.int32),
+        logits_N=values_N,
         lse_R=lse_R.cpu().numpy().astype(np.float64),
-        rank_R=rank_R.cpu().numpy().astype(np.int32),
-        floor_R=cut.floor_R.cpu().numpy().astype(np.float32),
-        tail_R=cut.tail_R.cpu().numpy().astype(np.float64).clip(0.0, 1.0),
-        hot_tail_R=hot_R.cpu().numpy().astype(np.float64).clip(0.0, 1.0),
+        rank_R=rank_R.cpu().numpy(),
+        floor_R=cut.floor_R,
+        tail_R=cut.tail_R.clip(0.0, 1.0),
+        hot_tail_R=_hot_tail(shown_N, starts_R, counts_R, cut.floor_R, HOT * heat, vocab),
     )
 
 
@@ -107,68 +110,80 @@ def _allowed_tail(sampling: Sampling, tail_mass: float) -> float:
 def _cut_top(processed_RV: torch.Tensor, lse_R: torch.Tensor, heat: float, count: int) -> _Cut:
     """The `count` largest of each row."""
     rows, vocab = processed_RV.shape
-    values, ids = processed_RV.topk(count, dim=1)
-    listed_R = torch.exp(values.double() / heat - lse_R.double()[:, None]).sum(dim=1)
-    floor_R = values[:, -1].clone()
-    if count == vocab:
-        floor_R.fill_(-torch.inf)
-    ids_RK = ids.sort(dim=1).values
-    index = torch.arange(rows, device=ids.device)[:, None].expand(rows, count)
-    tail_R = torch.zeros_like(listed_R) if count == vocab else (1.0 - listed_R).clamp(min=0.0)
-    return _Cut(rows_N=index.reshape(-1), ids_N=ids_RK.reshape(-1), floor_R=floor_R, tail_R=tail_R)
+    values_RK, ids_RK = (found.cpu().numpy() for found in processed_RV.topk(count, dim=1))
+    weights_RK = np.exp(values_RK.astype(np.float64) / heat - lse_R.cpu().numpy().astype(np.float64)[:, None])
+    flat_RK = ids_RK + np.arange(rows, dtype=np.int64)[:, None] * vocab
+    order_RK = np.argsort(ids_RK, axis=1)
+    whole = count == vocab
+    return _Cut(
+        flat_N=np.take_along_axis(flat_RK, order_RK, axis=1).reshape(-1),
+        values_N=np.take_along_axis(values_RK, order_RK, axis=1).reshape(-1),
+        floor_R=np.full(rows, -np.inf, np.float32) if whole else values_RK[:, -1].copy(),
+        tail_R=np.zeros(rows) if whole else (1.0 - weights_RK.sum(axis=1)).clip(min=0.0),
+    )
 
 
 def _cut_tail(processed_RV: torch.Tensor, lse_R: torch.Tensor, heat: float, short: int, allowed: float) -> _Cut:
     """All but a tail of at most `allowed` probability, and at least the `short` largest of each row."""
     rows, vocab = processed_RV.shape
-    # Half of the allowance goes to everything below a safe threshold, half to what the histogram cuts.
-    safe_R = heat * (lse_R + float(np.log(allowed / (2 * vocab))))
-    rows_N, ids_N = torch.nonzero(processed_RV >= safe_R[:, None], as_tuple=True)
-    depth_N = lse_R[rows_N] - processed_RV[rows_N, ids_N] / heat
-    bins_N = (depth_N * _BINS_PER_NAT).long().clamp_(0, _BINS - 1)
-    mass_B = torch.bincount(rows_N * _BINS + bins_N, weights=torch.exp(-depth_N.double()), minlength=rows * _BINS)
-    below_RB = mass_B.view(rows, _BINS).flip(1).cumsum(1).flip(1)  # mass of a bin and of all deeper ones
-    cut_R = (below_RB > allowed / 2).sum(dim=1)  # the first bin that may be dropped with all below it
-    kept_N = bins_N < cut_R[rows_N]
-    counts_R = torch.bincount(rows_N[kept_N], minlength=rows)
-    floor_R = heat * (lse_R - cut_R.to(lse_R.dtype) / _BINS_PER_NAT)
-    dropped_R = below_RB.gather(1, cut_R.clamp(max=_BINS - 1)[:, None])[:, 0]
-    dropped_R = torch.where(cut_R < _BINS, dropped_R, torch.zeros_like(dropped_R))
-    tail_R = dropped_R + allowed / 2
-    floor_R = torch.maximum(floor_R, safe_R)
-    whole_R = counts_R == vocab
-    tail_R, floor_R = tail_R.masked_fill(whole_R, 0.0), floor_R.masked_fill(whole_R, -torch.inf)
-    rows_N, ids_N = rows_N[kept_N], ids_N[kept_N]
-    few = torch.nonzero(counts_R < short)[:, 0]
-    if len(few):
-        top = _cut_top(processed_RV[few], lse_R[few], heat, short)
-        tail_R[few] = torch.minimum(top.tail_R, tail_R[few])
-        floor_R[few] = top.floor_R
-        rest = (counts_R >= short)[rows_N]
-        rows_N = torch.cat([rows_N[rest], few[top.rows_N]])
-        ids_N = torch.cat([ids_N[rest], top.ids_N])
-        order = torch.argsort(rows_N, stable=True)
-        rows_N, ids_N = rows_N[order], ids_N[order]
-    return _Cut(rows_N=rows_N, ids_N=ids_N, floor_R=floor_R, tail_R=tail_R)
+    share_RV = torch.exp(processed_RV / heat - lse_R[:, None])
+    safe = allowed / vocab
+    least_R = torch.full_like(lse_R, _BOLD * safe)
+    mask_RV = share_RV >= _BOLD * safe
+    tail_R = share_RV.masked_fill(mask_RV, 0.0).sum(dim=1)
+    over = torch.nonzero(tail_R > allowed)[:, 0]
+    if len(over):
+        least_R[over], tail_R[over] = safe, allowed
+        mask_RV[over] = share_RV[over] >= safe
+    few = torch.nonzero(mask_RV.sum(dim=1, dtype=torch.int32) < short)[:, 0]
+    if len(few):  # room for hotter hypotheses, at little cost
+        least_R[few] = torch.minimum(least_R[few], share_RV[few].topk(short, dim=1).values[:, -1])
+        mask_RV[few] = share_RV[few] >= least_R[few, None]
+    flat_N, values_N = _compressed(processed_RV, mask_RV)
+    floor_R = (heat * (lse_R + torch.log(least_R))).cpu().numpy() + np.float32(1e-4)  # more than rounding takes away
+    whole_R = np.bincount(flat_N // vocab, minlength=rows) == vocab if len(flat_N) > vocab else np.zeros(rows, bool)
+    return _Cut(
+        flat_N=flat_N,
+        values_N=values_N,
+        floor_R=np.where(whole_R, np.float32(-np.inf), floor_R),
+        tail_R=np.where(whole_R, 0.0, tail_R.cpu().numpy().astype(np.float64)),
+    )
 
 
-def _with_claimed(cut: _Cut, claimed_R: torch.Tensor, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Insert claimed ids that are not listed."""
-    keys_N = cut.rows_N * vocab + cut.ids_N
-    wanted_R = torch.arange(len(claimed_R), device=claimed_R.device) * vocab + claimed_R
-    place_R = torch.searchsorted(keys_N, wanted_R).clamp(max=len(keys_N) - 1)
-    absent = wanted_R[keys_N[place_R] != wanted_R]
-    if not len(absent):
-        return cut.rows_N, cut.ids_N
-    keys_N = torch.cat([keys_N, absent]).sort().values
-    return keys_N // vocab, keys_N % vocab
+def _compressed(
+    processed_RV: torch.Tensor, mask_RV: torch.Tensor
+) -> tuple[Indices, npt.NDArray[np.float32]]:
+    """Flat indices and values of the chosen entries, on the CPU."""
+    if processed_RV.device.type == "cpu":  # numpy finds them twice as fast as torch
+        flat_N = np.flatnonzero(mask_RV.numpy())
+        return flat_N, processed_RV.numpy().reshape(-1)[flat_N]
+    chosen_N = torch.nonzero(mask_RV.reshape(-1))[:, 0]
+    return chosen_N.cpu().numpy(), processed_RV.reshape(-1)[chosen_N].cpu().numpy()
+
+
+def _with_claimed(
+    cut: _Cut, wanted_R: Indices, own_R: npt.NDArray[np.float32]
+) -> tuple[Indices, npt.NDArray[np.float32]]:
+    """Insert claimed tokens that are not listed."""
+    place_R = np.searchsorted(cut.flat_N, wanted_R)
+    there = cut.flat_N[np.minimum(place_R, len(cut.flat_N) - 1)] == wanted_R
+    if there.all():
+        return cut.flat_N, cut.values_N
+    at = place_R[~there]
+    return np.insert(cut.flat_N, at, wanted_R[~there]), np.insert(cut.values_N, at, own_R[~there])
 
 
 def _hot_tail(
-    rows_N: torch.Tensor, values_N: torch.Tensor, counts_R: torch.Tensor, floor_R: torch.Tensor, hot: float, vocab: int
-) -> torch.Tensor:
+    values_N: npt.NDArray[np.float32],
+    starts_R: Indices,
+    counts_R: Indices,
+    floor_R: npt.NDArray[np.float32],
+    hot: float,
+    vocab: int,
+) -> Floats:
     """Upper bound on the unlisted probability at temperature `hot`: every unlisted token at the floor."""
-    scaled_N = torch.exp((values_N.double() - floor_R.double()[rows_N]) / hot).clamp(max=1e300)
-    listed_R = torch.zeros(len(counts_R), dtype=torch.float64, device=values_N.device).index_add_(0, rows_N, scaled_N)
-    unlisted_R = (vocab - counts_R).double()
-    return unlisted_R / (unlisted_R + listed_R)
+    top_R = np.maximum.reduceat(values_N, starts_R)
+    listed_R = np.add.reduceat(np.exp((values_N - np.repeat(top_R, counts_R)) / np.float32(hot)), starts_R)
+    unlisted_R = (vocab - counts_R) * np.exp((floor_R - top_R) / hot)
+    bound: Floats = unlisted_R / (unlisted_R + listed_R.astype(np.float64))
+    return bound
