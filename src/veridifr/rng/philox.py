@@ -41,7 +41,7 @@ def philox4x32(
     (count,) = np.broadcast_shapes((1,), *(word.shape for word in (*counter_words, *key_words)))
     out = [np.empty(count, dtype=np.uint32) for _ in words]
     shared = _THREADS > 1 and count >= 2 * _SHARED
-    block = _SHARED if shared else min(count, _BLOCK)
+    block = _SHARED if shared else max(1, min(count, _BLOCK))
 
     def fill(first: int, last: int) -> None:
         buffers = [np.empty(block, dtype=np.uint64) for _ in range(6)]
