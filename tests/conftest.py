@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 for _name, _value in {
     "HF_HUB_OFFLINE": "1",  # nothing is loaded from a hub
@@ -13,3 +16,9 @@ for _name, _value in {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the test's own process: it starts in seconds
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+@pytest.fixture(scope="session")
+def tb7m() -> Path:
+    """The directory of the model that the package brings."""
+    return Path(__file__).parents[1] / "src" / "veridifr" / "data" / "tb7m"

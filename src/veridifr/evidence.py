@@ -8,13 +8,14 @@ under another hypothesis, and a hypothesis that the listing cannot decide shows 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from veridifr.errors import EvidenceError
-from veridifr.trace import MAX_TOKEN_ID, MAX_TOKENS
+from veridifr.trace import MAX_TOKEN_ID, MAX_TOKENS, Sampling, Trace
 
 HOT = 1.5
 """The hottest temperature hypothesis supported, as a multiple of the claimed temperature."""
@@ -33,12 +34,13 @@ class Evidence:
     Axes: token t owns candidates `offsets_T1[t]:offsets_T1[t+1]`, in ascending order of id, the claimed id among them.
     Logits are the model's own, before any sampling setting, in float32; `lse_T` is the log-sum-exp of the whole row at
     temperature 1; `rank_T` counts tokens with a larger logit than the claimed one (0 = best). `floor_T`: no unlisted
-    token has a larger logit (after penalties and the like); a row that lists everything has floor -inf. `temperature` is
-    the one that `tail_T` refers to: the claimed one, or 1 for greedy.
+    token has a larger logit (after penalties and the like); a row that lists everything has floor -inf. `temperature`
+    is the one that `tail_T` refers to: the claimed one, or 1 for greedy.
     """
 
     trace_id: str
     trace_digest: str
+    """`evidence_key` of the trace."""
     vocab_size: int
     temperature: float
     offsets_T1: npt.NDArray[np.int64]
@@ -115,6 +117,32 @@ class Evidence:
 
     def _error(self, field: str, what: str) -> EvidenceError:
         return EvidenceError(f"evidence for sequence {self.trace_id!r}: {field}: {what}")
+
+
+def evidence_key(trace: Trace) -> str:
+    """By what a trace's evidence is found: the digest of its token ids, and of the settings that act on single logits.
+
+    Those settings decide which tokens a reference lists and what it may say of the others, so evidence made under a
+    claim without a bias must not serve a claim with one.
+    """
+    sampling = trace.sampling
+    pointwise = (
+        sampling.repetition_penalty,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        tuple(sorted(sampling.logit_bias.items())) or None,
+        sampling.allowed_token_ids,
+        sampling.bad_words_token_ids or None,
+        sampling.min_tokens and (sampling.min_tokens, sampling.stop_token_ids),
+    )
+    if all(setting is None for setting in pointwise):
+        return trace.digest()
+    return hashlib.sha256(f"veridifr evidence 1\0{trace.digest()}\0{pointwise!r}".encode()).hexdigest()
+
+
+def listing_temperature(sampling: Sampling) -> float:
+    """The temperature that evidence for such a claim refers to: 1 for greedy."""
+    return 1.0 if sampling.greedy else sampling.temperature
 
 
 def claimed_index(evidence: Evidence, claimed_T: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

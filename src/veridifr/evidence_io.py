@@ -62,7 +62,8 @@ class EvidenceWriter:
 
     def __init__(self, path: Path, header: EvidenceHeader) -> None:
         self._path = path
-        if path.exists() and path.stat().st_size:
+        self._file: BinaryIO
+        if path.exists() and not _killed_at_start(path):
             found, places = scan(path)
             if _comparable(found) != _comparable(header):
                 raise EvidenceError(
@@ -80,9 +81,7 @@ class EvidenceWriter:
 
     def append(self, evidence: Evidence) -> None:
         """Write one record; it is on its way to the disk when this returns."""
-        body = b"".join(
-            np.ascontiguousarray(values, dtype=kind).tobytes() for values, kind in _arrays(evidence)
-        )
+        body = b"".join(np.ascontiguousarray(values, dtype=kind).tobytes() for values, kind in _arrays(evidence))
         header = {
             "id": evidence.trace_id,
             "digest": evidence.trace_digest,
@@ -118,8 +117,14 @@ def scan(path: Path) -> tuple[EvidenceHeader, dict[str, Place]]:
         first = _read_header(file, path, size)
         if first is None:
             raise EvidenceError(f"{path}: the file ends inside its header")
+        end = file.tell()
+        file.seek(len(MAGIC) + 4)
+        text, checksum = file.read(end - file.tell()), file.read(_HASH)
+        if len(checksum) < _HASH:
+            raise EvidenceError(f"{path}: the file ends inside its header")
+        if hashlib.sha256(text).digest() != checksum:
+            raise EvidenceError(f"{path}: its header is damaged (the checksum does not fit)")
         header = _parse_header(first, path)
-        file.seek(_HASH, os.SEEK_CUR)
         places: dict[str, Place] = {}
         while True:
             start = file.tell()
@@ -129,7 +134,7 @@ def scan(path: Path) -> tuple[EvidenceHeader, dict[str, Place]]:
             end = file.tell() + _body_size(entry, path) + _HASH
             if end > size:
                 return header, places
-            places[str(entry.get("digest"))] = Place(start=start, end=end)
+            places[str(entry["digest"])] = Place(start=start, end=end)
             file.seek(end)
 
 
@@ -205,13 +210,16 @@ def _read_header(file: BinaryIO, path: Path, size: int) -> dict[str, Any] | None
 
 
 def _body_size(entry: Mapping[str, Any], path: Path) -> int:
+    for name in ("id", "digest"):
+        if not isinstance(entry.get(name), str):
+            raise EvidenceError(f"{path}: {name}: got {entry.get(name)!r:.40}, expected a string")
     limits = {"tokens": MAX_TOKENS, "candidates": MAX_CANDIDATES, "vocab_size": MAX_TOKEN_ID}
     for name, limit in limits.items():
         value = entry.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
             raise EvidenceError(f"{path}: {name}: got {value!r:.40}, expected an integer from 0 to {limit}")
     heat = entry.get("temperature")
-    if isinstance(heat, bool) or not isinstance(heat, int | float):
+    if isinstance(heat, bool) or not isinstance(heat, int | float) or heat > 1e300:
         raise EvidenceError(f"{path}: temperature: got {heat!r:.40}, expected a number")
     per_token = sum(np.dtype(kind).itemsize for _, kind in _PER_TOKEN)
     per_candidate = sum(np.dtype(kind).itemsize for _, kind in _PER_CANDIDATE)
@@ -222,13 +230,13 @@ def _parse_header(entry: Mapping[str, Any], path: Path) -> EvidenceHeader:
     eos, vocab, settings = entry.get("eos_ids"), entry.get("vocab_size"), entry.get("settings")
     texts = all(isinstance(entry.get(key), str) for key in ("reference", "weights"))
     ids = isinstance(eos, list) and all(type(i) is int and 0 <= i <= MAX_TOKEN_ID for i in eos)
-    if not (texts and ids and type(vocab) is int and isinstance(settings, dict)):
+    if not (texts and ids and type(vocab) is int and 0 < vocab <= MAX_TOKEN_ID and isinstance(settings, dict)):
         raise EvidenceError(f"{path}: the header does not describe a reference")
     assert isinstance(eos, list)  # noqa: S101  (established by `ids`; for the type checker)
     return EvidenceHeader(
         reference=str(entry["reference"]),
         weights=str(entry["weights"]),
-        vocab_size=int(vocab or 0),
+        vocab_size=int(vocab),
         eos_ids=tuple(eos),
         settings=settings or {},
     )
@@ -240,10 +248,19 @@ def _comparable(header: EvidenceHeader) -> tuple[Any, ...]:
     return (header.weights, header.vocab_size, tuple(header.settings.get(key) for key in keys))
 
 
+def _killed_at_start(path: Path) -> bool:
+    """Whether a file holds no more than the beginning of what every evidence file starts with."""
+    with _open(path) as file:
+        raw = file.read(len(MAGIC) + 4)
+    if len(raw) < len(MAGIC):
+        return MAGIC.startswith(raw)
+    return raw.startswith(MAGIC) and path.stat().st_size < _first_end(path) <= len(MAGIC) + 4 + _MAX_HEADER + _HASH
+
+
 def _first_end(path: Path) -> int:
     with path.open("rb") as file:
         raw = file.read(len(MAGIC) + 4)
-    return len(raw) + int.from_bytes(raw[-4:], "little") + _HASH
+    return len(MAGIC) + 4 + int.from_bytes(raw[len(MAGIC) :], "little") + _HASH
 
 
 def _open(path: Path) -> BinaryIO:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from veridifr import evidence_io
-from veridifr.evidence import Evidence
+from veridifr.evidence import Evidence, evidence_key, listing_temperature
 from veridifr.evidence_io import EvidenceHeader, EvidenceWriter
 from veridifr.references import Reference
 from veridifr.requests import Planned
@@ -55,9 +55,14 @@ class Replayer:
         writer = EvidenceWriter(self.spool, header_of(self.reference))
         try:
             places = evidence_io.scan(self.spool)[1]
-            for trace in [t for t in traces if t.digest() in places]:
-                yield by_trace[id(trace)], evidence_io.read(self.spool, places[trace.digest()])
-            rest = [t for t in traces if t.digest() not in places]
+            rest = []
+            for trace in traces:
+                place = places.get(evidence_key(trace))
+                found = None if place is None else evidence_io.read(self.spool, place)
+                if found is None or found.temperature != listing_temperature(trace.sampling):
+                    rest.append(trace)
+                else:
+                    yield by_trace[id(trace)], found
             for trace, evidence in _matched(rest, self.reference.evidence(rest)):
                 writer.append(evidence)
                 yield by_trace[id(trace)], evidence

@@ -49,9 +49,7 @@ def plan(
     if requests is None:
         past = [trace for trace in traces if _runs_past(trace, eos_ids)]
         loose = {trace.id: replace(trace, sampling=replace(trace.sampling, ignore_eos=True)) for trace in past}
-        planned = [
-            _one(trace, loose.get(trace.id, trace), engine, eos_ids, decode, asked=False) for trace in traces
-        ]
+        planned = [_one(trace, loose.get(trace.id, trace), engine, eos_ids, decode, asked=False) for trace in traces]
         assumptions = [
             "No requests were given: the prompts, the settings and the number of sequences are the provider's word."
         ]
@@ -90,6 +88,9 @@ def _one(
         return out("prompt_token_ids: not the prompt that was asked for")
     if trace.engine.identity() != engine.identity():
         return out("engine: another record than the one fixed for this audit")
+    # The child's number decides the seed, so a provider that may choose it chooses among 65536 seeds.
+    if asked and (trace.engine.child or 0) != (request.engine.child or 0):
+        return out(f"engine.child: got {trace.engine.child or 0}, and {request.engine.child or 0} was asked for")
     if not len(trace.output_token_ids):
         return out("output_token_ids: empty")
     # A choice of one is no evidence only where the verifier asked for it; a provider's word does not remove evidence.
@@ -111,9 +112,7 @@ def _runs_past(trace: Trace, eos_ids: tuple[int, ...]) -> bool:
     return trace.finish_reason in (None, "length") and bool(np.isin(inner, np.array(eos_ids, dtype=np.int32)).any())
 
 
-def _end(
-    output: list[int], sampling: Sampling, eos_ids: tuple[int, ...], decode: Decode, owed: int
-) -> tuple[int, int]:
+def _end(output: list[int], sampling: Sampling, eos_ids: tuple[int, ...], decode: Decode, owed: int) -> tuple[int, int]:
     """Where the output ends by the request's rules, and how many tokens are owed.
 
     Tokens after a stop token or beyond max_tokens were never due: they are owed nothing and prove nothing, but each

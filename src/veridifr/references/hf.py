@@ -10,14 +10,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from veridifr.contracts.base import Stage
 from veridifr.errors import ReferenceError, require
-from veridifr.evidence import Evidence
+from veridifr.evidence import Evidence, evidence_key, listing_temperature
 from veridifr.processors import needs_processing, process
 from veridifr.references import Reference, ReferenceSettings
 from veridifr.references.listing import Listing, list_candidates
 from veridifr.trace import Sampling, Trace
 
-_POINTWISE = (
+_POINTWISE: tuple[Stage, ...] = (
     "allowed_token_ids",
     "bad_words",
     "min_tokens",
@@ -76,9 +77,7 @@ class HfReference(Reference):
         return cls(model, load_tokenizer(path), f"hf:{place}", digest, settings)
 
     @classmethod
-    def from_model(
-        cls, model: Any, tokenizer: Any = None, *, settings: ReferenceSettings | None = None
-    ) -> HfReference:
+    def from_model(cls, model: Any, tokenizer: Any = None, *, settings: ReferenceSettings | None = None) -> HfReference:
         """Wrap a model that the caller built; its digest is taken over the parameters in memory."""
         return cls(model, tokenizer, "hf:in-memory", digest_parameters(model), settings or ReferenceSettings())
 
@@ -205,9 +204,9 @@ def _join(trace: Trace, vocab_size: int, parts: Sequence[Listing]) -> Evidence:
     counts = np.concatenate([part.counts_R for part in parts])
     return Evidence(
         trace_id=trace.id,
-        trace_digest=trace.digest(),
+        trace_digest=evidence_key(trace),
         vocab_size=vocab_size,
-        temperature=1.0 if trace.sampling.greedy else trace.sampling.temperature,
+        temperature=listing_temperature(trace.sampling),
         offsets_T1=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         ids_N=np.concatenate([part.ids_N for part in parts]),
         logits_N=np.concatenate([part.logits_N for part in parts]),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from veridifr import evidence_io
 from veridifr.errors import EvidenceError
-from veridifr.evidence import Evidence
+from veridifr.evidence import Evidence, evidence_key, listing_temperature
 from veridifr.references import Reference
 from veridifr.trace import Trace
 
@@ -26,15 +26,15 @@ class RecordedReference(Reference):
 
     def refuse(self, trace: Trace) -> str | None:
         """See `Reference.refuse`."""
-        if trace.digest() not in self._places:
-            return "the evidence file does not cover these token ids"
+        if evidence_key(trace) not in self._places:
+            return "the evidence file does not cover these token ids under these penalties, biases and bans"
         return None
 
     def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
         """See `Reference.evidence`."""
         for trace in traces:
-            found = evidence_io.read(self._path, self._places[trace.digest()])
-            heat = 1.0 if trace.sampling.greedy else trace.sampling.temperature
+            found = evidence_io.read(self._path, self._places[evidence_key(trace)])
+            heat = listing_temperature(trace.sampling)
             if found.tokens != len(trace.output_token_ids) or found.vocab_size != self.vocab_size:
                 raise EvidenceError(f"{self._path}: sequence {trace.id!r}: tokens or vocab_size do not fit the trace")
             if found.temperature != heat:
