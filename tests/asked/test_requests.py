@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from makers import CPU_ENGINE, make_trace
 
+from makers import CPU_ENGINE, make_trace
 from veridifr.requests import Decode, Planned, plan, reasons
 from veridifr.trace import Trace
 
