@@ -1,0 +1,82 @@
+"""veridifr: did this provider really run the model, weights and sampling settings it claims?
+
+The names below are the public API. They load when first used, so that importing the package stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from veridifr._version import __version__
+
+if TYPE_CHECKING:
+    from veridifr.auditing import Sources, audit
+    from veridifr.calibration import Calibration, HonestTraces, calibrate
+    from veridifr.calibration_io import read_calibration, write_calibration
+    from veridifr.errors import VeridifrError
+    from veridifr.finding import Finding, Verdict
+    from veridifr.references import Reference, ReferenceSettings
+    from veridifr.references import load as load_reference
+    from veridifr.replay import Replayer
+    from veridifr.trace import EngineRecord, Sampling, Trace
+    from veridifr.traces import from_openai, from_vllm, read_traces, write_traces
+
+_PLACES = {
+    "Calibration": "veridifr.calibration",
+    "EngineRecord": "veridifr.trace",
+    "Finding": "veridifr.finding",
+    "HonestTraces": "veridifr.calibration",
+    "Reference": "veridifr.references",
+    "ReferenceSettings": "veridifr.references",
+    "Replayer": "veridifr.replay",
+    "Sampling": "veridifr.trace",
+    "Sources": "veridifr.auditing",
+    "Trace": "veridifr.trace",
+    "Verdict": "veridifr.finding",
+    "VeridifrError": "veridifr.errors",
+    "audit": "veridifr.auditing",
+    "calibrate": "veridifr.calibration",
+    "from_openai": "veridifr.traces",
+    "from_vllm": "veridifr.traces",
+    "load_reference": "veridifr.references",
+    "read_calibration": "veridifr.calibration_io",
+    "read_traces": "veridifr.traces",
+    "write_calibration": "veridifr.calibration_io",
+    "write_traces": "veridifr.traces",
+}
+
+__all__ = [
+    "Calibration",
+    "EngineRecord",
+    "Finding",
+    "HonestTraces",
+    "Reference",
+    "ReferenceSettings",
+    "Replayer",
+    "Sampling",
+    "Sources",
+    "Trace",
+    "Verdict",
+    "VeridifrError",
+    "__version__",
+    "audit",
+    "calibrate",
+    "from_openai",
+    "from_vllm",
+    "load_reference",
+    "read_calibration",
+    "read_traces",
+    "write_calibration",
+    "write_traces",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'veridifr' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), "load" if name == "load_reference" else name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -227,9 +227,7 @@ class _Run:
         edge = self.calibration.edges[place]
         return float(self.calibration.statistic.prefix_scores(item.scores, [edge])[0])
 
-    def _test(
-        self, usable: Sequence[tuple[_Item, int]], audited: Mapping[int, float]
-    ) -> tuple[TestSummary, float]:
+    def _test(self, usable: Sequence[tuple[_Item, int]], audited: Mapping[int, float]) -> tuple[TestSummary, float]:
         permutations = max(10_000, stats.permutations_for(self.alpha))
         places = [place for _, place in usable]
         values = np.array([audited[id(item)] for item, _ in usable])
@@ -251,9 +249,7 @@ class _Run:
                 strata_audited=np.array(places)[known],
                 strata_honest=strata,
             )
-            results.append(
-                StackResult(name=stack.name, p_value=result.p_value, floor=result.floor, sequences=result.m)
-            )
+            results.append(StackResult(name=stack.name, p_value=result.p_value, floor=result.floor, sequences=result.m))
         chance, further = self._power(places)
         summary = TestSummary(
             name="two-sample permutation test over sequences, largest p over the honest stacks",
@@ -293,10 +289,14 @@ class _Run:
             return Verdict.DIVERGENT, why, None
         enough = summary.power is not None and summary.power >= POWER
         if enough and covered >= COVERAGE:
-            return Verdict.CONSISTENT, (
-                f"Logit noise of {summary.detect_sigma:.3g} or more would have shown with probability "
-                f"{summary.power:.2f}, and {covered:.1%} of the tokens asked for were scored."
-            ), None
+            return (
+                Verdict.CONSISTENT,
+                (
+                    f"Logit noise of {summary.detect_sigma:.3g} or more would have shown with probability "
+                    f"{summary.power:.2f}, and {covered:.1%} of the tokens asked for were scored."
+                ),
+                None,
+            )
         if covered < COVERAGE:
             why = f"Only {covered:.1%} of the tokens asked for could be scored; {COVERAGE:.0%} are needed."
             return Verdict.UNDECIDED, why, "Ask for the missing sequences and tokens again."
@@ -395,7 +395,9 @@ class _Run:
         )
 
 
-_UNSUPPORTED_NEXT = "Ask the provider for a setting or an engine record that can be replayed; `veridifr samplers` lists them."
+_UNSUPPORTED_NEXT = (
+    "Ask the provider for a setting or an engine record that can be replayed; `veridifr samplers` lists them."
+)
 
 
 def _strata(

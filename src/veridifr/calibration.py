@@ -255,9 +255,7 @@ def fit_statistic(fits: Sequence[Scores]) -> NoiseMixture:
     wins = [win_matrix(scores, SIGMA_GRID) for scores in fits]
     best: tuple[float, float, float] | None = None
     for epsilon in EPSILON_GRID:
-        totals = np.array(
-            [mix(matrix, scores, epsilon).sum(axis=0) for matrix, scores in zip(wins, fits, strict=True)]
-        )
+        totals = np.array([mix(matrix, scores, epsilon).sum(axis=0) for matrix, scores in zip(wins, fits, strict=True)])
         top = float(totals.sum(axis=0).max())
         if best is None or top > best[0]:
             best = (top, epsilon, fit_sigma(totals, SIGMA_GRID))

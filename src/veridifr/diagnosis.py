@@ -102,9 +102,7 @@ def _causes(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], stati
 
 def _forward_pass(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: NoiseMixture) -> _Cause:
     sigma = fit_sigma(_grid(fit, statistic), SIGMA_GRID)
-    held_out = np.array(
-        [log_likelihoods(i.scores, np.array([sigma]), epsilon=statistic.epsilon).sum() for i in held]
-    )
+    held_out = np.array([log_likelihoods(i.scores, np.array([sigma]), epsilon=statistic.epsilon).sum() for i in held])
     candidate = Candidate(code="forward_pass", parameter="sigma", label="sigma", value=sigma, hypothesis=None)
     return _Cause(candidate=candidate, estimate=sigma, held_out_S=held_out)
 
@@ -113,7 +111,9 @@ def _grid(items: Sequence[ScoredSequence], statistic: NoiseMixture) -> Floats:
     return np.array([log_likelihoods(i.scores, SIGMA_GRID, epsilon=statistic.epsilon).sum(axis=0) for i in items])
 
 
-def _totals(items: Sequence[ScoredSequence], group: Sequence[Candidate], statistic: NoiseMixture) -> Mapping[str, float]:
+def _totals(
+    items: Sequence[ScoredSequence], group: Sequence[Candidate], statistic: NoiseMixture
+) -> Mapping[str, float]:
     """Summed log-likelihood of each candidate of one code. Most are hopeless, so few sequences sort them first."""
     found: dict[str, float] = {}
     few = items[: max(2, len(items) // 4)]
@@ -153,7 +153,9 @@ def _refine_temperature(items: Sequence[ScoredSequence], start: Candidate, stati
     best, width = start, 0.04 * start.value
     for _ in range(2):
         center = best.value or start.value
-        group = [at_temperature(items[0].claim, float(t)) for t in np.linspace(center - width, center + width, _REFINED)]
+        group = [
+            at_temperature(items[0].claim, float(t)) for t in np.linspace(center - width, center + width, _REFINED)
+        ]
         totals = _totals(items, group, statistic)
         label = max(totals, key=lambda name: totals[name])
         best = next(c for c in group if c.label == label)

@@ -22,7 +22,30 @@ from veridifr.trace import Trace
 
 Floats = npt.NDArray[np.float64]
 
-TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 1.01, 1.02, 1.03, 1.05, 1.07, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5)
+TEMPERATURES = (
+    0.5,
+    0.6,
+    0.7,
+    0.8,
+    0.85,
+    0.9,
+    0.93,
+    0.95,
+    0.97,
+    0.98,
+    0.99,
+    1.01,
+    1.02,
+    1.03,
+    1.05,
+    1.07,
+    1.1,
+    1.15,
+    1.2,
+    1.3,
+    1.4,
+    1.5,
+)
 """Multiples of the claimed temperature that are tried before refining."""
 TOP_P = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, None)
 TOP_K = (1, 2, 5, 10, 20, 30, 40, 50, 64, 80, 100, None)
@@ -94,7 +117,11 @@ def at_temperature(claim: Hypothesis, temperature: float) -> Candidate:
 
 def _changed(claim: Hypothesis, code: str, label: str, value: float | None, sampling: object) -> Candidate:
     return Candidate(
-        code=code, parameter=code, label=label, value=value, hypothesis=replace(claim, sampling=sampling)  # type: ignore[arg-type]
+        code=code,
+        parameter=code,
+        label=label,
+        value=value,
+        hypothesis=replace(claim, sampling=sampling),  # type: ignore[arg-type]
     )
 
 

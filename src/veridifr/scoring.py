@@ -41,6 +41,7 @@ def score(
         return score_inverse_cdf(trace, evidence, hypothesis, table)
     return _score_perturbed(trace, evidence, hypothesis, table, tail_mass)
 
+
 _LIKELY = 6.0
 """Candidates with more than exp(-6) of the probability get their noise in the first pass."""
 
@@ -81,7 +82,9 @@ def _table(trace: Trace, evidence: Evidence, hypothesis: Hypothesis, eos_ids: tu
         )  # fmt: skip
     edges_N = decided_T = None
     if filters_on(sampling) and not sampling.greedy:
-        edge = membership(order, sampling, heat, evidence.offsets_T1, logits_N, evidence.tail_at(heat), evidence.floor_T)
+        edge = membership(
+            order, sampling, heat, evidence.offsets_T1, logits_N, evidence.tail_at(heat), evidence.floor_T
+        )
         edges_N, decided_T = edge.distance_N, edge.decided_R
     return Table(
         temperature=temperature,

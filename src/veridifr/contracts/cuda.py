@@ -69,9 +69,7 @@ def exponential(seed: int, fills_N: IndexArray, elements_N: IndexArray, count: i
     return exponential_of(words(seed, fills_N, elements_N, count, stride))
 
 
-def words(
-    seed: int, fills_N: IndexArray, elements_N: IndexArray, count: int, stride: int
-) -> npt.NDArray[np.uint32]:
+def words(seed: int, fills_N: IndexArray, elements_N: IndexArray, count: int, stride: int) -> npt.NDArray[np.uint32]:
     """The random word behind each element of a fill; arguments as for `exponential`."""
     per_fill = (count - 1) // (4 * stride) + 1  # the generator's offset advances by 4 of these
     if per_fill == 1 and count <= stride:

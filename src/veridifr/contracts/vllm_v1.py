@@ -44,9 +44,7 @@ class VllmV1CudaExp32(VllmContract):
         return index, -np.log(exponential_of(bits[index]))
 
     @staticmethod
-    def _bits(
-        stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray
-    ) -> npt.NDArray[np.uint32]:
+    def _bits(stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray) -> npt.NDArray[np.uint32]:
         stride = stride_of(stream.vocab_size, stream.engine)
         return words(child_seed(stream), steps_R[rows_N], ids_N, stream.vocab_size, stride)
 

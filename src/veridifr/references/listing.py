@@ -150,9 +150,7 @@ def _cut_tail(processed_RV: torch.Tensor, lse_R: torch.Tensor, heat: float, shor
     )
 
 
-def _compressed(
-    processed_RV: torch.Tensor, mask_RV: torch.Tensor
-) -> tuple[Indices, npt.NDArray[np.float32]]:
+def _compressed(processed_RV: torch.Tensor, mask_RV: torch.Tensor) -> tuple[Indices, npt.NDArray[np.float32]]:
     """Flat indices and values of the chosen entries, on the CPU."""
     if processed_RV.device.type == "cpu":  # numpy finds them twice as fast as torch
         flat_N = np.flatnonzero(mask_RV.numpy())

@@ -14,6 +14,7 @@ from veridifr.traces.codec import (
 from veridifr.traces.files import digest_file, read_trace_files, read_traces, write_traces
 from veridifr.traces.importers import IMPORT_KINDS, from_openai, from_vllm, import_file, sampling_from_vllm
 from veridifr.traces.peer_files import from_difr, from_token_difr
+from veridifr.traces.request_files import read_requests
 from veridifr.traces.strict_json import MAX_DEPTH, MAX_LINE_BYTES
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "from_token_difr",
     "from_vllm",
     "import_file",
+    "read_requests",
     "read_trace_files",
     "read_traces",
     "sampling_from_dict",

@@ -1,0 +1,163 @@
+"""The options of every command."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+EPILOG = (
+    "exit status: 0 consistent, 1 divergent, 2 usage or unreadable input, 3 undecided, no evidence or unsupported, "
+    "4 an unexpected failure"
+)
+
+
+def parser(version: str) -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="veridifr",
+        description="Did this provider really run the model, weights and sampling settings it claims?",
+        epilog=EPILOG,
+    )
+    top.add_argument("--version", action="version", version=f"veridifr {version}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _demo(_command(commands, "demo", "audit the four bundled providers"))
+    _audit(_command(commands, "audit", "judge traces against a reference and a calibration"))
+    _calibrate(_command(commands, "calibrate", "learn from honest traces what honest runs look like"))
+    _replay(_command(commands, "replay", "run the reference once and keep its evidence in a file"))
+    _samplers(_command(commands, "samplers", "list the sampler contracts"))
+    _noise(_command(commands, "noise", "print a contract's noise for chosen token ids"))
+    _report(_command(commands, "report", "render findings (JSON) again as text and HTML"))
+    _import(_command(commands, "import", "turn another tool's output into traces"))
+    return top
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
+) -> argparse.ArgumentParser:
+    added = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".", epilog=EPILOG)
+    added.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    return added
+
+
+def _reference_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--reference", required=True, metavar="R", help="hf:DIR, hf:ORG/MODEL (with --revision) or evidence:FILE"
+    )
+    command.add_argument("--revision", metavar="REV", help="commit of a hub model")
+    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU")
+    command.add_argument("--device", metavar="DEV", help="cpu, cuda, cuda:1; default: cuda where there is one")
+    command.add_argument("--threads", type=_count, metavar="N", help="CPU threads of the reference")
+
+
+def _quiet(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quiet", action="store_true", help="no progress bar, no text on standard output")
+
+
+def _outputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", type=Path, metavar="OUT", help="write the finding as JSON")
+    command.add_argument("--report", type=Path, metavar="HTML", help="write the report as one HTML file")
+
+
+def _demo(command: argparse.ArgumentParser) -> None:
+    _outputs(command)
+    command.add_argument("--threads", type=_count, metavar="N", help="CPU threads of the reference")
+    _quiet(command)
+
+
+def _audit(command: argparse.ArgumentParser) -> None:
+    command.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="trace files (JSON lines or Parquet)")
+    _reference_options(command)
+    command.add_argument("--calibration", required=True, type=Path, metavar="C", help="from `veridifr calibrate`")
+    command.add_argument("--alpha", type=_alpha, default=0.01, metavar="A", help="false-positive rate (default 0.01)")
+    command.add_argument("--requests", type=Path, metavar="FILE", help="what was asked for: id, prompt, sampling")
+    command.add_argument("--engine", metavar="JSON", help="fix the engine record (JSON, or @FILE); default: the first")
+    command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
+    _outputs(command)
+    _quiet(command)
+
+
+def _calibrate(command: argparse.ArgumentParser) -> None:
+    command.add_argument("traces", nargs="+", type=Path, metavar="HONEST", help="honest traces, one file per stack")
+    _reference_options(command)
+    command.add_argument("--out", required=True, type=Path, metavar="C", help="the calibration to write")
+    command.add_argument(
+        "--detect",
+        type=_detect,
+        metavar="sigma=S",
+        help="smallest logit noise that a consistent verdict rules out (default: twice the honest)",
+    )
+    command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
+    _quiet(command)
+
+
+def _replay(command: argparse.ArgumentParser) -> None:
+    command.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="trace files")
+    _reference_options(command)
+    command.add_argument("--out", required=True, type=Path, metavar="EVIDENCE", help="written, or gone on with")
+    _quiet(command)
+
+
+def _samplers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", dest="json_output", action="store_true", help="as JSON")
+
+
+def _noise(command: argparse.ArgumentParser) -> None:
+    command.add_argument("contract", metavar="CONTRACT")
+    command.add_argument("--seed", required=True, type=int, metavar="S")
+    command.add_argument("--position", type=int, metavar="P", help="absolute position of the last input token, P-1+t")
+    command.add_argument("--step", type=int, metavar="T", help="output index t, from 0")
+    command.add_argument("--vocab-size", required=True, type=int, metavar="V", help="width of the logits row")
+    command.add_argument("--ids", required=True, type=_ids, metavar="I,J", help="token ids, comma-separated")
+    command.add_argument("--multiprocessors", type=int, metavar="N", help="of the provider's GPU")
+    command.add_argument("--threads-per-multiprocessor", type=int, metavar="M", help="of the provider's GPU")
+    command.add_argument("--json", dest="json_output", action="store_true", help="as JSON")
+
+
+def _report(command: argparse.ArgumentParser) -> None:
+    command.add_argument("findings", nargs="+", type=Path, metavar="JSON", help="findings written by --json")
+    command.add_argument("--html", type=Path, metavar="HTML", help="write the report as one HTML file")
+    command.add_argument("--title", default="Inference audit", help="headline of the HTML report")
+
+
+def _import(command: argparse.ArgumentParser) -> None:
+    command.add_argument("kind", choices=("difr", "openai", "token-difr"), help="whose file it is")
+    command.add_argument("file", type=Path, metavar="FILE")
+    command.add_argument("--sampling", required=True, metavar="JSON", help="the settings asked for (JSON, or @FILE)")
+    command.add_argument("--engine", required=True, metavar="JSON", help="the engine record (JSON, or @FILE)")
+    command.add_argument("--model", metavar="NAME", help="the model claimed")
+    command.add_argument("--out", required=True, type=Path, metavar="TRACES", help="trace file to write")
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def _alpha(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < 0.5:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and below 0.5")
+    return value
+
+
+def _detect(text: str) -> float:
+    name, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if name != "sigma" or not 0.0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected sigma=S with S in logits above 0")
+    return value
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected token ids like 0,1,17") from None

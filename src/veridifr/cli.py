@@ -1,0 +1,279 @@
+"""The command line. It reads, calls the library, prints, and exits with the verdict; nothing is decided here.
+
+Exit status: 0 consistent (or the command did its work), 1 divergent, 2 usage or unreadable input, 3 undecided, no
+evidence or unsupported, 4 an unexpected failure. A crash is never 1: it must not look like an accusation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from veridifr import __version__
+from veridifr.arguments import parser
+from veridifr.errors import InputError, MissingExtraError, UnsupportedError
+from veridifr.finding import Finding, Verdict
+
+OK, DIVERGENT, USAGE, OPEN, FAILURE = 0, 1, 2, 3, 4
+STATUS = {
+    Verdict.CONSISTENT: OK,
+    Verdict.DIVERGENT: DIVERGENT,
+    Verdict.UNDECIDED: OPEN,
+    Verdict.NO_EVIDENCE: OPEN,
+    Verdict.UNSUPPORTED: OPEN,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    given = parser(__version__).parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = _COMMANDS[given.command]
+    try:
+        return command(given)
+    except (InputError, MissingExtraError, UnsupportedError) as error:
+        return _fail(given, USAGE, f"veridifr: {error}")
+    except KeyboardInterrupt:
+        return _fail(given, FAILURE, "veridifr: interrupted; with --resume FILE the next run goes on from here")
+    except Exception as error:
+        return _fail(given, FAILURE, f"veridifr: unexpected failure: {type(error).__name__}: {_line(error)}")
+
+
+def _fail(given: argparse.Namespace, status: int, message: str) -> int:
+    if getattr(given, "debug", False):
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return status
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0][:300]
+
+
+def _audit(given: argparse.Namespace) -> int:
+    from veridifr.auditing import Sources, audit
+    from veridifr.calibration_io import read_calibration
+    from veridifr.replay import Replayer
+    from veridifr.traces import digest_file, engine_from_dict, read_requests, read_trace_files
+
+    _writable(given.json, given.report, given.resume)
+    traces = read_trace_files(given.traces)
+    requests = read_requests(given.requests) if given.requests else None
+    engine = engine_from_dict(_json_argument("--engine", given.engine)) if given.engine else None
+    calibration, digest = read_calibration(given.calibration)
+    reference = _reference(given)
+    finding = audit(
+        traces,
+        reference,
+        calibration,
+        given.alpha,
+        requests=requests,
+        engine=engine,
+        replayer=Replayer(reference, spool=given.resume, quiet=given.quiet),
+        sources=Sources(
+            traces=tuple((path.name, digest_file(path)) for path in given.traces),
+            calibration=(given.calibration.name, digest),
+        ),
+    )
+    _publish(given, [finding], "Inference audit")
+    return STATUS[finding.verdict]
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from veridifr import demo
+
+    _writable(given.json, given.report)
+    findings, fine = [], True
+    for audited in demo.run(threads=given.threads, quiet=given.quiet):
+        finding = audited.finding
+        findings.append(finding)
+        fine = fine and audited.as_expected
+        reason = finding.diagnosis.sentence or finding.reason
+        print(f"demo {audited.name} {finding.verdict.value}: {reason}", flush=True)
+    _publish(given, findings, "Demo: four providers of one model", text=False)
+    if not fine:
+        print("demo: a verdict is not the expected one", file=sys.stderr)
+    return OK if fine else FAILURE
+
+
+def _calibrate(given: argparse.Namespace) -> int:
+    from veridifr.calibration import HonestTraces, calibrate
+    from veridifr.calibration_io import write_calibration
+    from veridifr.replay import Replayer
+    from veridifr.traces import digest_file, read_trace_files
+
+    _writable(given.out, given.resume)
+    stacks = [
+        HonestTraces(name=_stem(path), traces=read_trace_files([path]), digest=digest_file(path))
+        for path in given.traces
+    ]
+    reference = _reference(given)
+    calibration = calibrate(
+        stacks,
+        reference,
+        detect_sigma=given.detect,
+        replayer=Replayer(reference, spool=given.resume, quiet=given.quiet),
+    )
+    write_calibration(given.out, calibration)
+    if not given.quiet:
+        sizes = ", ".join(f"{stack.name} {len(stack.sequences)}" for stack in calibration.stacks)
+        print(
+            f"{given.out}: honest logit noise {calibration.statistic.sigma:.4f}, exact match "
+            f"{calibration.exact_match:.4f}; null sequences: {sizes}; consistent will rule out logit noise of "
+            f"{calibration.detect_sigma:.4f} or more"
+        )
+    return OK
+
+
+def _replay(given: argparse.Namespace) -> int:
+    from veridifr.replay import Replayer
+    from veridifr.requests import Planned
+    from veridifr.traces import read_trace_files
+
+    _writable(given.out)
+    traces = read_trace_files(given.traces)
+    reference = _reference(given)
+    planned = [
+        Planned(id=trace.id, trace=trace, end=len(trace.output_token_ids), tokens=len(trace.output_token_ids))
+        for trace in traces
+    ]
+    done, refused = 0, []
+    for item, evidence in Replayer(reference, spool=given.out, quiet=given.quiet).run(planned, label="replay"):
+        done += evidence is not None
+        if evidence is None:
+            refused.append(f"{item.id}: {item.reason}")
+    for line in refused:
+        print(f"veridifr: not replayed: {line}", file=sys.stderr)
+    if not given.quiet:
+        print(f"{given.out}: evidence for {done} of {len(traces)} sequences")
+    return OK if not refused else OPEN
+
+
+def _samplers(given: argparse.Namespace) -> int:
+    from veridifr.contracts.describe import table
+
+    rows = table()
+    if given.json_output:
+        print(json.dumps(rows, indent=1))
+        return OK
+    width = max(len(row["id"]) for row in rows)
+    for row in rows:
+        print(f"{row['id']:<{width}}  {row['status']:<9}  {row['summary']}")
+    return OK
+
+
+def _noise(given: argparse.Namespace) -> int:
+    from veridifr.contracts.describe import noise_values
+
+    found = noise_values(
+        given.contract,
+        seed=given.seed,
+        position=given.position,
+        step=given.step,
+        vocab_size=given.vocab_size,
+        ids=given.ids,
+        multiprocessors=given.multiprocessors,
+        threads_per_multiprocessor=given.threads_per_multiprocessor,
+    )
+    if given.json_output:
+        print(json.dumps(found))
+        return OK
+    print(f"{found['contract']} ({found['kind']})")
+    ids = given.ids if len(found["values"]) == len(given.ids) else ["-"]
+    for token, value in zip(ids, found["values"], strict=True):
+        print(f"{token:>8}  {value:.9g}")
+    return OK
+
+
+def _report(given: argparse.Namespace) -> int:
+    from veridifr import report
+
+    _writable(given.html)
+    findings = [report.read_json(path) for path in given.findings]
+    _publish(argparse.Namespace(json=None, report=given.html, quiet=False), findings, given.title)
+    return OK
+
+
+def _import(given: argparse.Namespace) -> int:
+    from veridifr.traces import import_file, write_traces
+
+    _writable(given.out)
+    traces = import_file(
+        given.kind,
+        given.file,
+        sampling=_json_argument("--sampling", given.sampling),
+        engine=_json_argument("--engine", given.engine),
+        model=given.model,
+    )
+    write_traces(given.out, traces)
+    print(f"{given.out}: {len(traces)} sequences")
+    return OK
+
+
+def _reference(given: argparse.Namespace) -> Any:
+    from veridifr.references import ReferenceSettings, load
+
+    settings = ReferenceSettings(dtype=given.dtype, device=given.device, threads=given.threads, revision=given.revision)
+    return load(given.reference, settings)
+
+
+def _publish(given: argparse.Namespace, findings: Sequence[Finding], title: str, *, text: bool = True) -> None:
+    """Write the JSON and the HTML that were asked for, and print the text."""
+    from veridifr import report
+
+    if given.json is not None:
+        if len(findings) == 1:
+            report.write_json(given.json, findings[0])
+        else:
+            for finding in findings:
+                name = _stem(Path(finding.provenance.traces[0][0]))
+                report.write_json(given.json.with_name(f"{given.json.stem}.{name}.json"), finding)
+    if given.report is not None:
+        report.write_html(given.report, findings, title=title)
+    if text and not given.quiet:
+        print("\n".join(report.to_text(finding) for finding in findings))
+
+
+def _stem(path: Path) -> str:
+    """A file's name without the suffixes of trace files."""
+    name = path.name
+    for suffix in (".gz", ".jsonl", ".parquet"):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _writable(*paths: Path | None) -> None:
+    """Refuse, before the long work, an output whose folder is not there."""
+    for path in paths:
+        if path is not None and (not path.parent.is_dir() or path.is_dir()):
+            raise InputError(f"{path}: cannot be written: no such folder, or a folder itself")
+
+
+def _json_argument(name: str, text: str) -> Any:
+    """A JSON object given as text, or as ``@FILE``."""
+    from veridifr.traces.strict_json import parse_json
+
+    try:
+        data = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
+    except OSError as error:
+        raise InputError(f"{name}: {text[1:]}: cannot be read: {error.strerror}") from error
+    try:
+        return parse_json(data, error=InputError)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "audit": _audit,
+    "calibrate": _calibrate,
+    "replay": _replay,
+    "samplers": _samplers,
+    "noise": _noise,
+    "report": _report,
+    "import": _import,
+}
