@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(given, USAGE, f"veridifr: {error}")
     except KeyboardInterrupt:
         return _fail(given, FAILURE, "veridifr: interrupted; with --resume FILE the next run goes on from here")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the top level: a crash must get status 4 and one line)
         return _fail(given, FAILURE, f"veridifr: unexpected failure: {type(error).__name__}: {_line(error)}")
 
 

@@ -242,4 +242,5 @@ def _sentence(cause: _Cause, item: ScoredSequence, statistic: NoiseMixture) -> s
         kind = "noise that no seed explains" if candidate.label == "none" else f"seed {candidate.label}"
         return f"These tokens fit {kind}, not the seed that was claimed."
     claimed = getattr(claim.sampling, candidate.code)
-    return f"These tokens fit {candidate.code} {candidate.label}, not {'off' if claimed is None else f'{claimed:g}'}."
+    found = f"{cause.estimate:.3g}" if cause.estimate is not None else candidate.label
+    return f"These tokens fit {candidate.code} {found}, not {'off' if claimed is None else f'{claimed:g}'}."

@@ -2,9 +2,9 @@
 
 For each alternative a (a larger sigma, or a share of tokens replaced by draws from the reference) the log-likelihood
 ratio to the honest hypothesis is summed over the first L tokens; the alternatives are mixed with equal prior weight
-outside that sum, S = log sum_a w_a exp(sum_t log q_a / q_0). Tokens depend on each other, so S is a score and not a log
-Bayes factor: its error rate comes from the permutation test, over sequences. Prefixes of equal length are compared, so S is
-taken at fixed lengths, the `edges`.
+outside that sum, S = log sum_a w_a exp(sum_t log q_a / q_0). Tokens depend on each other, so S is a score and not a
+log Bayes factor: its error rate comes from the permutation test, over sequences. Prefixes of equal length are
+compared, so S is taken at fixed lengths, the `edges`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 MULTIPLES = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
 REPLACED = 0.05
 CAP = 40.0
-"""Sequence scores are cut at this many nats: one absurd honest sequence must not hide a provider (docs/statistics.md)."""
+"""Sequence scores are cut at this many nats, so that one absurd honest sequence cannot hide a provider."""
 _FINE = (1, 2, 4, 8)
 _BLOCK = 16
 
@@ -74,7 +74,6 @@ def simulate(scores: Scores, sigma: float, rng: np.random.Generator) -> Scores:
     assumes. The text that follows is left as it is, so this is the effect on single tokens, which is what S adds up.
     """
     found = scores.contenders
-    redraw = _redraw_interval if scores.inverse_cdf else _redraw
     return Scores(
         status_T=scores.status_T,
         gap_T=scores.gap_T,
@@ -82,7 +81,11 @@ def simulate(scores: Scores, sigma: float, rng: np.random.Generator) -> Scores:
         best_T=scores.best_T,
         rank_T=scores.rank_T,
         logprob_T=scores.logprob_T,
-        contenders=redraw(found, len(scores.status_T), sigma, rng),
+        contenders=(
+            _redraw_interval(found, sigma, rng)
+            if scores.inverse_cdf
+            else _redraw(found, len(scores.status_T), sigma, rng)
+        ),
         hashes=0,
         inverse_cdf=scores.inverse_cdf,
     )
@@ -105,7 +108,7 @@ def _redraw(found: Contenders, tokens: int, sigma: float, rng: np.random.Generat
     return Contenders(rows_M=rows, scores_M=found.scores_M - own_T[rows], edges_M=found.edges_M, claimed_M=first)
 
 
-def _redraw_interval(found: Contenders, tokens: int, sigma: float, rng: np.random.Generator) -> Contenders:
+def _redraw_interval(found: Contenders, sigma: float, rng: np.random.Generator) -> Contenders:
     """An inverse-CDF sampler: the point moves by N(0, sigma^2) logits, perhaps into the neighbouring interval.
 
     How far that interval reaches is not recorded, so its far end is taken as out of reach.

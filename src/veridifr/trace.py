@@ -41,7 +41,8 @@ def check_number(name: str, value: object, low: float, high: float) -> float:
     """`value` if it is a finite number in [low, high]; else `TraceError` naming the field."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
         raise TraceError(f"{name}: got {_shown(value)}, expected a number")
-    number = float(value) if abs(value) < 1e300 else math.inf
+    plain = int(value) if isinstance(value, int | np.integer) else float(value)
+    number = float(plain) if abs(plain) < 10**300 else math.inf  # an integer may be too large for a float
     if not math.isfinite(number) or not low <= number <= high:
         raise TraceError(f"{name}: got {_shown(value)}, expected {low:g} to {high:g}")
     return number
@@ -91,6 +92,10 @@ def check_ids(name: str, value: object, *, least: int = 0) -> IntArray:
     ids = wide.astype(np.int32)
     ids.flags.writeable = False
     return ids
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def _shown(value: object) -> str:
@@ -169,14 +174,14 @@ class Sampling:
         if self.allowed_token_ids is not None:
             allowed = check_ids("sampling.allowed_token_ids", self.allowed_token_ids, least=1)
             put(self, "allowed_token_ids", tuple(allowed.tolist()))
-        if isinstance(self.bad_words_token_ids, str) or not isinstance(self.bad_words_token_ids, Sequence):
+        if not _is_list(self.bad_words_token_ids):
             raise TraceError("sampling.bad_words_token_ids: expected a list of lists of token ids")
         words = tuple(
             tuple(check_ids(f"sampling.bad_words_token_ids[{i}]", word, least=1).tolist())
             for i, word in enumerate(self.bad_words_token_ids)
         )
         put(self, "bad_words_token_ids", words)
-        if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
+        if not _is_list(self.stop):
             raise TraceError(f"sampling.stop: got {_shown(self.stop)}, expected a list of strings")
         put(self, "stop", tuple(check_text(f"sampling.stop[{i}]", s) for i, s in enumerate(self.stop)))
         put(self, "stop_token_ids", tuple(check_ids("sampling.stop_token_ids", self.stop_token_ids).tolist()))
@@ -267,7 +272,7 @@ class EngineRecord:
         )
 
 
-FINISH_REASONS = ("stop", "length", "abort", "error", "tool_calls", "content_filter")
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition", "tool_calls", "content_filter")
 
 
 @dataclass(frozen=True, kw_only=True)

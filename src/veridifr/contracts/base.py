@@ -92,7 +92,7 @@ class Contract(ABC):
     def gumbel_above(
         self, stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray, least_R: FloatArray
     ) -> tuple[IndexArray, FloatArray]:
-        """The pairs whose Gumbel noise can reach `least_R` of their row: indices int64[M] into the pairs, and float64[M].
+        """The pairs whose Gumbel noise can reach `least_R` of their row: indices int64[M] into them, and float64[M].
 
         What cannot win needs no logarithms: contracts that see this from the random bits override it. They may return
         a few pairs that fall just short of `least_R`.

@@ -49,7 +49,7 @@ class Reference(ABC):
     def refuse(self, trace: Trace) -> str | None:
         """Why this trace cannot be replayed (ids outside the vocabulary, too long, not covered), or None."""
 
-    def decode(self, ids: Sequence[int]) -> str | None:
+    def decode(self, ids: Sequence[int]) -> str | None:  # noqa: ARG002 (subclasses use it)
         """The text of token ids, or None where no tokenizer is at hand."""
         return None
 

@@ -60,7 +60,7 @@ class HfReference(Reference):
     @classmethod
     def load(cls, place: str, settings: ReferenceSettings) -> HfReference:
         """Load `place`, a directory or a hub id with `settings.revision`; safetensors only, no remote code."""
-        transformers = require("transformers", "hf")
+        transformers, safetensors = require("transformers", "hf"), require("safetensors", "hf")
         path = _resolve(place, settings.revision)
         device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if settings.threads is not None:
@@ -69,11 +69,19 @@ class HfReference(Reference):
         digest = digest_model(path)
         try:
             transformers.utils.logging.disable_progress_bar()
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-            ).to(device)
-        except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+            model = model.to(device)
+        except (OSError, ValueError, KeyError, RuntimeError, AttributeError, safetensors.SafetensorError) as error:
             raise ReferenceError(f"reference hf:{place}: cannot load the model: {_first_line(error)}") from error
+        if missing := sorted(report["missing_keys"]):  # transformers makes such weights up, with a warning
+            raise ReferenceError(f"reference hf:{place}: weights: {missing[0]} is missing from the safetensors files")
         return cls(model, load_tokenizer(path), f"hf:{place}", digest, settings)
 
     @classmethod

@@ -21,7 +21,7 @@ _WEYL_1 = np.uint64(0xBB67AE85)
 _SHIFT = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 _ROUNDS = 10
-_BLOCK = 20_480
+_BLOCK = 16_384
 """Lanes per block at most: the few uint64 arrays in use at a time stay in a 1 MiB second-level cache."""
 
 
@@ -43,39 +43,47 @@ def philox4x32(counter: Sequence[Word], key: Sequence[Word], words: Sequence[int
     return out
 
 
-def _rounds(lanes: list[UInt64], whole: bool) -> tuple[UInt64, ...]:
-    """The output words, rubbish above bit 31; only the first two unless `whole`.
+def _rounds(lanes: list[UInt64], whole: bool) -> list[UInt64]:
+    """The output words, rubbish above bit 31; only the first two are good unless `whole`.
 
-    A word that is the same for all lanes stays an array of one for as long as it can: that halves the first rounds. In
-    between, the odd words and the keys carry rubbish above bit 31: they only enter exclusive-ors, whose result is
-    masked once.
+    The odd words and the keys carry rubbish above bit 31: they only enter exclusive-ors, whose result is masked once.
     """
-    c0, c1, c2, c3, key_0, key_1 = lanes
-    for _ in range(_ROUNDS if whole else _ROUNDS - 2):
-        p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-        c0, c2 = _masked(_mixed(p1, c1, key_0)), _masked(_mixed(p0, c3, key_1))
-        c1, c3 = p1, p0
+    *counter, key_0, key_1 = lanes
+    c0, c1, c2, c3, p0, p1 = _first_round(counter, key_0, key_1)
+    for _ in range(_ROUNDS - 1 if whole else _ROUNDS - 3):
         key_0 = key_0 + _WEYL_0  # at most 10 additions to 32 bits: no overflow of the 64
         key_1 = key_1 + _WEYL_1
-    if whole:
-        return c0, c1, c2, c3
-    c1, c2 = c2 * _MULTIPLIER_1, _masked(_mixed(c0 * _MULTIPLIER_0, c3, key_1))
-    product = c2 * _MULTIPLIER_1
-    return _mixed(product, c1, key_0 + _WEYL_0), product
+        np.multiply(c0, _MULTIPLIER_0, out=p0)
+        np.multiply(c2, _MULTIPLIER_1, out=p1)
+        _next_word(p1, c1, key_0, c0)
+        _next_word(p0, c3, key_1, c2)
+        c1, p1 = p1, c1
+        c3, p0 = p0, c3
+    if not whole:  # half of the last two rounds, which is what the first two words depend on
+        np.multiply(c0, _MULTIPLIER_0, out=p0)
+        np.multiply(c2, _MULTIPLIER_1, out=c1)
+        _next_word(p0, c3, key_1 + _WEYL_1, c2)
+        np.multiply(c2, _MULTIPLIER_1, out=p1)
+        _next_word(p1, c1, key_0 + _WEYL_0 + _WEYL_0, c0)
+        c1 = p1
+    return [c0, c1, c2, c3]
 
 
-def _mixed(product: UInt64, word: UInt64, key: UInt64) -> UInt64:
-    """Upper half of `product`, exclusive-or `word`, exclusive-or `key`."""
-    mixed = product >> _SHIFT
-    for other in (word, key):
-        if len(other) == 1 and not other[0]:
-            continue
-        mixed = np.bitwise_xor(mixed, other, out=mixed if len(mixed) >= len(other) else None)
-    return mixed
+def _first_round(counter: list[UInt64], key_0: UInt64, key_1: UInt64) -> list[UInt64]:
+    """The state after one round and two buffers, all of full length: words that all lanes share cost nothing here."""
+    c0, c1, c2, c3 = counter
+    (count,) = np.broadcast_shapes(*(word.shape for word in (*counter, key_0, key_1)))
+    p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
+    state = ((p1 >> _SHIFT) ^ (c1 ^ key_0), p1, (p0 >> _SHIFT) ^ (c3 ^ key_1), p0)
+    buffers = [np.empty(count, dtype=np.uint64) for _ in range(2)]
+    return [word if len(word) == count else np.full(count, word[0]) for word in state] + buffers
 
 
-def _masked(word: UInt64) -> UInt64:
-    return np.bitwise_and(word, _LOW, out=word)
+def _next_word(product: UInt64, word: UInt64, key: UInt64, out: UInt64) -> None:
+    np.right_shift(product, _SHIFT, out=out)
+    np.bitwise_xor(out, word, out=out)
+    np.bitwise_xor(out, key, out=out)
+    np.bitwise_and(out, _LOW, out=out)
 
 
 def _as_uint32(word: Word) -> UInt32:

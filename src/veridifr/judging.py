@@ -1,0 +1,194 @@
+"""From scores to a verdict: the test at matched lengths, the power that the audit had, and what follows from both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from veridifr import stats
+from veridifr.calibration import Calibration
+from veridifr.errors import CalibrationError
+from veridifr.finding import StackResult, TestSummary, Verdict
+from veridifr.requests import Planned
+from veridifr.scored import ScoredItem, tokens_owed, tokens_scored
+from veridifr.statistic import edge_of
+from veridifr.stats.power import power
+
+Floats = npt.NDArray[np.float64]
+POWER = 0.9
+"""Chance of seeing the declared deviation that `consistent` takes."""
+COVERAGE = 0.95
+"""Share of the tokens asked for that must be scored for `consistent`."""
+FEWEST_PERMUTATIONS = 10_000
+_LIMIT = 10_000
+"""Longest audit, in sequences, that is ever suggested."""
+_ASK_AGAIN = "Ask for a setting or an engine record that can be replayed; `veridifr samplers` lists them."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A verdict with its reasons. `scores` gives the score of each sequence that was tested, by id."""
+
+    verdict: Verdict
+    why: str
+    next_step: str | None = None
+    p_value: float | None = None
+    test: TestSummary | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def nothing_scored(why: str, *, unsupported: bool) -> Judgement:
+    """The judgement where no sequence could be scored at all."""
+    verdict = Verdict.UNSUPPORTED if unsupported else Verdict.NO_EVIDENCE
+    return Judgement(verdict=verdict, why=why, next_step=_ASK_AGAIN)
+
+
+def judge(
+    planned: Sequence[Planned],
+    items: Sequence[ScoredItem],
+    calibration: Calibration,
+    alpha: float,
+    rng: np.random.Generator,
+) -> Judgement | None:
+    """Test the sequences that speak and weigh what the test could see; None if none reaches an edge."""
+    placed = [(item, edge_of(item.planned.end, calibration.edges)) for item in items if item.speaks]
+    usable = [(item, place) for item, place in placed if place is not None]
+    if not usable:
+        return None
+    places = np.array([place for _, place in usable], dtype=np.int64)
+    values = np.array([_score_at(item, place, calibration) for item, place in usable])
+    summary = _test(values, places, calibration, alpha, rng)
+    p_value = max(stack.p_value for stack in summary.stacks)
+    scores = {item.planned.id: float(value) for (item, _), value in zip(usable, values, strict=True)}
+    owed = tokens_owed(planned)
+    covered = tokens_scored(items) / owed if owed else 0.0
+    verdict, why, following = _conclude(summary, p_value, covered, alpha)
+    return Judgement(verdict=verdict, why=why, next_step=following, p_value=p_value, test=summary, scores=scores)
+
+
+def honest_scores(items: Sequence[ScoredItem], calibration: Calibration) -> dict[str, tuple[float, ...]]:
+    """Scores of each honest stack at the audit's typical length."""
+    places = [edge_of(item.planned.end, calibration.edges) for item in items]
+    known = [place for place in places if place is not None]
+    if not known:
+        return {}
+    place = int(np.median(known))
+    return {stack.name: tuple(_at(stack.sequences, place, "scores").tolist()) for stack in calibration.stacks}
+
+
+def _score_at(item: ScoredItem, place: int, calibration: Calibration) -> float:
+    return float(calibration.statistic.prefix_scores(item.scores, [calibration.edges[place]])[0])
+
+
+def _test(
+    values_N: Floats,
+    places_N: npt.NDArray[np.int64],
+    calibration: Calibration,
+    alpha: float,
+    rng: np.random.Generator,
+) -> TestSummary:
+    permutations = max(FEWEST_PERMUTATIONS, stats.permutations_for(alpha))
+    results = []
+    for stack in calibration.stacks:
+        # The lot that places honest sequences in strata is fixed by their number: it must not depend on scores.
+        lot = np.random.default_rng(len(stack.sequences))
+        honest_M, strata_M = _strata([s.scores for s in stack.sequences], places_N.tolist(), lot)
+        known_N = np.isin(places_N, strata_M)
+        if not known_N.any():
+            raise CalibrationError(
+                f"calibration: {stack.name}: its sequences are too short to compare {len(places_N)} audited ones with"
+            )
+        result = stats.permutation_test(
+            values_N[known_N],
+            honest_M,
+            permutations=permutations,
+            rng=rng,
+            strata_audited=places_N[known_N],
+            strata_honest=strata_M,
+        )
+        results.append(StackResult(name=stack.name, p_value=result.p_value, floor=result.floor, sequences=result.m))
+    chance, further = _power(places_N, calibration, alpha, rng)
+    return TestSummary(
+        name="two-sample permutation test over sequences, largest p over the honest stacks",
+        statistic="score of a sequence (excess logit noise), nats",
+        permutations=permutations,
+        stacks=tuple(results),
+        detect_sigma=calibration.detect_sigma,
+        power=chance,
+        further_sequences=further,
+    )
+
+
+def _power(
+    places_N: npt.NDArray[np.int64], calibration: Calibration, alpha: float, rng: np.random.Generator
+) -> tuple[float | None, int | None]:
+    """Power at the audit's typical length, and how many further sequences reach `POWER`; None where not known."""
+    place, count = int(np.median(places_N)), len(places_N)
+    stacks = [_at(stack.sequences, place, "scores") for stack in calibration.stacks]
+    deviating = np.concatenate([_at(stack.sequences, place, "deviating") for stack in calibration.stacks])
+    if not len(deviating) or not all(len(scores) for scores in stacks):
+        return None, None
+    chance = power(stacks, deviating, count, alpha=alpha, rng=rng).power
+    if chance >= POWER:
+        return chance, 0
+    total = stats.sequences_needed(stacks, deviating, alpha=alpha, rng=rng, power=POWER, have=count, limit=_LIMIT)
+    return chance, None if total is None else max(1, total - count)
+
+
+def _conclude(summary: TestSummary, p_value: float, covered: float, alpha: float) -> tuple[Verdict, str, str | None]:
+    if p_value <= alpha:
+        why = f"An honest provider would score this high in at most {p_value:.2g} of audits."
+        return Verdict.DIVERGENT, why, None
+    if covered < COVERAGE:
+        why = f"Only {covered:.1%} of the tokens asked for could be scored; {COVERAGE:.0%} are needed."
+        return Verdict.UNDECIDED, why, "Ask for the missing sequences and tokens again."
+    if summary.power is None or summary.power < POWER:
+        return Verdict.UNDECIDED, *_too_little(summary, alpha)
+    why = (
+        f"Logit noise of {summary.detect_sigma:.3g} or more would have shown with probability {summary.power:.2f}, "
+        f"and {covered:.1%} of the tokens asked for were scored."
+    )
+    return Verdict.CONSISTENT, why, None
+
+
+def _too_little(summary: TestSummary, alpha: float) -> tuple[str, str]:
+    floor = max((stack.floor for stack in summary.stacks), default=1.0)
+    chance = "an unknown probability" if summary.power is None else f"probability {summary.power:.2f}"
+    why = f"Logit noise of {summary.detect_sigma:.3g} would have shown with {chance} only; {POWER} is asked for."
+    if floor > alpha:
+        why = f"So few sequences cannot give a p-value below {floor:.2g}, and {alpha:g} is asked for."
+    if summary.further_sequences is None:
+        return why, "Enlarge the calibration, or audit for a larger deviation (calibrate --detect sigma=...)."
+    return why, f"Audit about {summary.further_sequences} further sequences of this length."
+
+
+def _strata(
+    sequences: Sequence[Sequence[float]], places: Sequence[int], rng: np.random.Generator
+) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Honest scores and their strata: every honest sequence stands in one stratum that it is long enough for.
+
+    Strata (edges) are given out in proportion to the audited sequences, the longest first, by length and lot alone:
+    an honest sequence in two strata, or placed by its score, would break the permutation argument.
+    """
+    wanted = Counter(places)
+    free = [int(i) for i in rng.permutation(len(sequences))]
+    chosen: list[tuple[int, int]] = []
+    for number, place in enumerate(sorted(wanted, reverse=True)):
+        fit = [i for i in free if len(sequences[i]) > place]
+        left = sum(wanted[p] for p in sorted(wanted, reverse=True)[number:])
+        share = len(fit) if wanted[place] == left else -(-len(fit) * wanted[place] // left)
+        chosen += [(i, place) for i in fit[:share]]
+        free = [i for i in free if i not in set(fit[:share])]
+    return (
+        np.array([sequences[i][place] for i, place in chosen], dtype=np.float64),
+        np.array([place for _, place in chosen], dtype=np.int64),
+    )
+
+
+def _at(sequences: Sequence[object], place: int, name: str) -> Floats:
+    rows = [getattr(sequence, name) for sequence in sequences]
+    return np.array([row[place] for row in rows if len(row) > place], dtype=np.float64)
