@@ -141,7 +141,7 @@ def _cut_tail(processed_RV: torch.Tensor, lse_R: torch.Tensor, heat: float, shor
         mask_RV[few] = share_RV[few] >= least_R[few, None]
     flat_N, values_N = _compressed(processed_RV, mask_RV)
     floor_R = (heat * (lse_R + torch.log(least_R))).cpu().numpy() + np.float32(1e-4)  # more than rounding takes away
-    whole_R = np.bincount(flat_N // vocab, minlength=rows) == vocab if len(flat_N) > vocab else np.zeros(rows, bool)
+    whole_R = np.bincount(flat_N // vocab, minlength=rows) == vocab if len(flat_N) >= vocab else np.zeros(rows, bool)
     return _Cut(
         flat_N=flat_N,
         values_N=values_N,
