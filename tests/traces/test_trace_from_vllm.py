@@ -72,8 +72,8 @@ def test_requests_that_cannot_be_used(bad, match):
 
 
 def test_an_engine_s_own_word_for_the_end_is_kept(tmp_path):
-    (trace,) = vllm(request(output(finish_reason="repetition")))
-    assert (trace.finish_reason, trace.extra) == (None, {"engine_finish_reason": "repetition"})
+    (trace,) = vllm(request(output(finish_reason="preempted")))
+    assert (trace.finish_reason, trace.extra) == (None, {"engine_finish_reason": "preempted"})
     write_traces(tmp_path / "t.jsonl", [trace])
     assert next(read_traces(tmp_path / "t.jsonl")).extra == trace.extra
 
