@@ -13,7 +13,7 @@ from veridifr import summaries
 from veridifr._version import __version__
 from veridifr.calibration import Calibration, prompt_digest
 from veridifr.contracts.base import Contract
-from veridifr.contracts.registry import infer
+from veridifr.contracts.registry import Inference, infer
 from veridifr.diagnosis import diagnose
 from veridifr.errors import TraceError, UnsupportedError
 from veridifr.evidence import Evidence
@@ -56,7 +56,7 @@ def audit(  # noqa: PLR0913 (all but four have defaults, and a caller rarely giv
 
     `alpha` is the probability with which an honest provider is called divergent. `requests` is what the verifier asked
     for, as traces whose outputs are ignored; without it the claims stand in. `engine` fixes the engine record; default
-    the first trace's. `seed` draws the permutations. Steps: (1) fix the record and its contract, (2) check that the
+    the one that most traces state. `seed` draws the permutations. Steps: (1) fix the record and its contract, (2) check that the
     calibration fits, (3) replay and score every sequence that was asked for, (4) test their scores against each honest
     stack at matched lengths and weigh power and coverage, (5) if divergent, look for the cause.
 
@@ -65,27 +65,28 @@ def audit(  # noqa: PLR0913 (all but four have defaults, and a caller rarely giv
     """
     _check(traces, alpha)
     rng = np.random.default_rng(seed)
-    # (1) one record for the whole audit, before any token is looked at
-    head = _first(traces, requests)
-    record = engine or head.engine
+    # (1) one record and one setting for the whole audit, from what is stated and before any token is looked at
+    record = engine or _commonest([trace.engine for trace in traces], requests)
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
+    settled = _settle(planned, reference.vocab_size)
     run = _Run(
         reference=reference,
         calibration=calibration,
         alpha=alpha,
         rng=rng,
         sources=sources or Sources(),
-        head=head,
+        model=traces[0].model if traces else "",
         record=record,
         planned=planned,
     )
-    try:
-        inference = infer(record, head.sampling, reference.vocab_size)
-    except UnsupportedError as error:
-        left_out = {item.id: item.reason or str(error) for item in planned}
-        judgement = nothing_scored(str(error), unsupported=True)
+    if isinstance(settled, str):
+        left_out = {item.id: item.reason or settled for item in planned}
+        judgement = nothing_scored(settled, unsupported=any(item.trace is not None for item in planned))
         return run.finding([], left_out, None, tuple(assumptions), judgement)
+    head, inference = settled
     assumptions += inference.assumptions
+    if head.model != calibration.model:
+        assumptions.append(f"The traces name the model {head.model!r}, the calibration {calibration.model!r}.")
     # (2) the calibration must be for this model, contract and setting
     calibration.check_fits(reference, head.sampling, inference.contract.id)
     # (3) evidence and scores; a sequence that cannot be scored keeps its reason and counts against coverage
@@ -100,14 +101,29 @@ def audit(  # noqa: PLR0913 (all but four have defaults, and a caller rarely giv
     return run.finding(items, left_out, inference.contract, tuple(assumptions), found)
 
 
-def _first(traces: Sequence[Trace], requests: Sequence[Trace] | None) -> Trace:
-    if requests:
-        by_id = {trace.id: trace for trace in traces}
-        request = next((r for r in requests if r.id in by_id), requests[0])
-        return replace(by_id.get(request.id, request), sampling=request.sampling)
-    if not traces:
-        raise TraceError("traces: got none, and no requests that would say what is missing")
-    return traces[0]
+def _commonest(records: Sequence[EngineRecord], requests: Sequence[Trace] | None) -> EngineRecord:
+    """The record that most traces state, the first of equals: one odd line must not decide for the others."""
+    if not records:
+        if not requests:
+            raise TraceError("traces: got none, and no requests that would say what is missing")
+        return requests[0].engine
+    counts = Counter(record.identity() for record in records)
+    top = max(counts.values())
+    return next(record for record in records if counts[record.identity()] == top)
+
+
+def _settle(planned: Sequence[Planned], vocab_size: int) -> tuple[Trace, Inference] | str:
+    """A trace with the setting that most sequences have and that can be replayed, and its contract; or why none has."""
+    traces = [item.trace for item in planned if item.trace is not None]
+    counts = Counter(trace.sampling.distribution() for trace in traces)
+    why = next((item.reason for item in planned if item.reason is not None), "no sequence was returned")
+    refused = None
+    for trace in sorted(traces, key=lambda t: -counts[t.sampling.distribution()]):  # stable: the first of equals
+        try:
+            return trace, infer(trace.engine, trace.sampling, vocab_size)
+        except UnsupportedError as error:
+            refused = refused or str(error)
+    return refused or why
 
 
 def _check(traces: Sequence[Trace], alpha: float) -> None:
@@ -171,7 +187,7 @@ class _Run:
     alpha: float
     rng: np.random.Generator
     sources: Sources
-    head: Trace
+    model: str
     record: EngineRecord
     planned: Sequence[Planned]
 
@@ -197,7 +213,7 @@ class _Run:
             reason=judgement.why,
             next_step=judgement.next_step,
             test=judgement.test,
-            model=self.head.model,
+            model=self.model,
             engine=_engine_text(self.record),
             contract=None if contract is None else contract.id,
             assumptions=assumptions,

@@ -82,12 +82,23 @@ class HfReference(Reference):
             raise ReferenceError(f"reference hf:{place}: cannot load the model: {_first_line(error)}") from error
         if missing := sorted(report["missing_keys"]):  # transformers makes such weights up, with a warning
             raise ReferenceError(f"reference hf:{place}: weights: {missing[0]} is missing from the safetensors files")
-        return cls(model, load_tokenizer(path), f"hf:{place}", digest, settings)
+        found = cls(model, load_tokenizer(path), f"hf:{place}", digest, settings)
+        found._check_tokenizer()
+        return found
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any = None, *, settings: ReferenceSettings | None = None) -> HfReference:
         """Wrap a model that the caller built; its digest is taken over the parameters in memory."""
         return cls(model, tokenizer, "hf:in-memory", digest_parameters(model), settings or ReferenceSettings())
+
+    def _check_tokenizer(self) -> None:
+        """Refuse a tokenizer that makes ids the model does not have (a shorter one is usual: models are padded)."""
+        size = 0 if self._tokenizer is None else len(self._tokenizer)
+        if size > self.vocab_size:
+            raise ReferenceError(
+                f"reference {self.name}: the tokenizer beside the model has {size} tokens and the model only "
+                f"{self.vocab_size}; they do not belong together"
+            )
 
     def refuse(self, trace: Trace) -> str | None:
         """See `Reference.refuse`."""
