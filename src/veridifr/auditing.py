@@ -40,7 +40,7 @@ class Sources:
     calibration: tuple[str, str] | None = None
 
 
-def audit(  # noqa: PLR0913 (all but four have defaults, and a caller rarely gives one)
+def audit(  # noqa: PLR0913 (all but three have defaults)
     traces: Sequence[Trace],
     reference: Reference,
     calibration: Calibration,
@@ -56,9 +56,9 @@ def audit(  # noqa: PLR0913 (all but four have defaults, and a caller rarely giv
 
     `alpha` is the probability with which an honest provider is called divergent. `requests` is what the verifier asked
     for, as traces whose outputs are ignored; without it the claims stand in. `engine` fixes the engine record; default
-    the one that most traces state. `seed` draws the permutations. Steps: (1) fix the record and its contract, (2) check that the
-    calibration fits, (3) replay and score every sequence that was asked for, (4) test their scores against each honest
-    stack at matched lengths and weigh power and coverage, (5) if divergent, look for the cause.
+    the one that most traces state. `seed` draws the permutations. Steps: (1) fix the record and its contract, (2) check
+    that the calibration fits, (3) replay and score every sequence that was asked for, (4) test their scores against
+    each honest stack at matched lengths and weigh power and coverage, (5) if divergent, look for the cause.
 
     Raises `TraceError` for no or duplicate traces and `CalibrationError` for a calibration made for something else; a
     sampler that cannot be replayed is not an error but the verdict `unsupported`.
