@@ -30,7 +30,9 @@ SIGMA_GRID: Floats = np.geomspace(0.003125, 3.2, 21)
 EPSILON = 1e-4
 """Default share of tokens that no logit error explains."""
 _REACH = 6.0
-"""Contenders further than this many sigma below the best score cannot matter."""
+"""Candidates further than this many sigma from the edge of the kept set are surely in or out."""
+_RIVAL_REACH = 5.0 * np.sqrt(2.0)
+"""Contenders this many sigma behind the best score would beat it with probability 3e-7 at most."""
 _MOST = 24
 """Contenders per token beyond this rank of score are left out; together they win with negligible probability."""
 _EDGES = 4
@@ -87,7 +89,7 @@ def _near(contenders: Contenders, tokens: int, sigma: float) -> Contenders:
     certain = np.where(contenders.edges_M <= -_REACH * sigma, z, -np.inf)
     top_T = np.full(tokens, -np.inf)
     np.maximum.at(top_T, rows, certain)
-    keep = (z >= top_T[rows] - _REACH * np.sqrt(2.0) * sigma) & (contenders.edges_M < _REACH * sigma)
+    keep = (z >= top_T[rows] - _RIVAL_REACH * sigma) & (contenders.edges_M < _REACH * sigma)
     keep |= contenders.claimed_M
     index = np.flatnonzero(keep)
     counts = np.bincount(rows[index], minlength=tokens)
@@ -123,9 +125,8 @@ def _add(
     probability_T[alone] += weight_T[alone]
     if not len(rival_rows):
         return
-    log_phi = np.log(np.maximum(ndtr(behind[:, None] + _NODES), 1e-300))
     starts = np.flatnonzero(np.diff(rival_rows, prepend=-1))
-    product = np.exp(np.add.reduceat(log_phi, starts, axis=0))
+    product = np.multiply.reduceat(ndtr(behind[:, None] + _NODES), starts, axis=0)
     rows = rival_rows[starts]
     probability_T[rows] += weight_T[rows] * (product @ _WEIGHTS)
 
