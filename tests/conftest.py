@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 for _name, _value in {
+    "OMP_NUM_THREADS": "1",  # the models are tiny: on a busy machine, threads that wait for each other take far longer
     "HF_HUB_OFFLINE": "1",  # nothing is loaded from a hub
     "TOKENIZERS_PARALLELISM": "false",  # it warns after a fork
     "DO_NOT_TRACK": "1",

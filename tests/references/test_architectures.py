@@ -60,7 +60,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 def test_whole_rows_of_an_architecture(name: str) -> None:
     """Three lengths in one padded batch against the model run on each alone."""
     model = build(CONFIGS[name]())
-    reference = HfReference.from_model(model, settings=ReferenceSettings(list_bytes=8 * VOCAB))
+    reference = HfReference.from_model(model, settings=ReferenceSettings(list_bytes=16 * VOCAB))
     assert reference.vocab_size == VOCAB
     assert reference.eos_ids == ((2, 3) if name == "gpt2" else (2,))
     rng = np.random.default_rng(0)

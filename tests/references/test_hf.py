@@ -128,7 +128,7 @@ def test_processed_logits_decide_what_is_listed(reference: HfReference, sampling
 def test_batches_and_chunks_change_nothing(reference: HfReference, fields: dict[str, Any]) -> None:
     """Sequences alone, all at once, and two rows of logits at a time: the same whole rows up to float32 rounding."""
     made = some_traces(4)
-    whole = {"list_bytes": 8 * VOCAB}
+    whole = {"list_bytes": 16 * VOCAB}  # more than whole rows take
     expected = {e.trace_id: e for e in with_settings(reference, **whole).evidence(made)}
     for evidence in with_settings(reference, **whole, **fields).evidence(made):
         other = expected[evidence.trace_id]
