@@ -1,34 +1,55 @@
 """Which single cause explains a divergent audit, if one does.
 
 The sequences are split into two halves. On the first, each cause's parameter is fitted by likelihood at the honest
-logit noise (for the forward pass, the noise itself is fitted). On the second, causes compete by log-likelihood per
+logit noise (for the forward pass, the noise itself is fitted): a coarse grid on a few sequences, then finer ones about
+the best value of the causes that are not hopeless. On the second half, the best causes compete by log-likelihood per
 sequence. A cause is named only if its lead over the claim *and* over the best other cause is at least `MARGIN` nats in
-total and `Z_MARGIN` standard errors (over sequences); otherwise the divergence is `unexplained`.
+total and `Z_MARGIN` standard errors (over sequences); otherwise the divergence is `unexplained`. What was named is then
+estimated on all sequences. docs/diagnosis.md has the rates at which right and wrong causes are named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from veridifr.finding import Alternative, Diagnosis, Interval
-from veridifr.hypotheses import Candidate, ScoredSequence, at_temperature, candidates, log_likelihood_under
+from veridifr.hypotheses import (
+    NUMERIC,
+    Candidate,
+    ScoredSequence,
+    between,
+    candidates,
+    log_likelihood_under,
+    neighbours,
+    same_for,
+)
 from veridifr.likelihood import SIGMA_GRID, fit_sigma, log_likelihoods, sigma_interval
 from veridifr.statistic import NoiseMixture
 
 Floats = npt.NDArray[np.float64]
 MARGIN = 10.0
-"""Least lead in nats over all held-out sequences: odds of e^10 per cause tried, for about 60 causes."""
+"""Least lead in nats over all held-out sequences: odds of e^10 per cause tried, for about 70 causes."""
 Z_MARGIN = 3.0
 """Least lead in standard errors over held-out sequences."""
 FEWEST = 4
 """Fewest sequences, two in each half, for which a cause is named."""
 MOST = 48
 """Sequences used at most: enough to tell causes apart, and the time stays short."""
-_REFINED = 9
+FINALISTS = 6
+"""Causes that compete on the second half, the forward pass among them."""
+_FIRST = 2
+"""Sequences of the first half on which every candidate is tried."""
+_FEW = 6
+"""Sequences on which the candidates are tried that those left over, and on which values are refined."""
+_HOPELESS = 40.0
+"""Nats per sequence behind the best candidate of all at which one that is not the best of its code is dropped."""
+_REFINED = 7
+_STEPS = {"temperature": 0.00125, "top_p": 0.0025, "top_k": 1.0}
+"""Steps in which a named cause's value is estimated; of the temperature, relative to it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,26 +99,57 @@ def _claim(items: Sequence[ScoredSequence], statistic: NoiseMixture) -> Floats:
 
 
 def _causes(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: NoiseMixture) -> list[_Cause]:
-    """The best candidate of each code (and each contract on its own), fitted on `fit`, evaluated on `held`."""
-    groups: dict[str, list[Candidate]] = {}
-    for candidate in candidates(fit[0].claim):
-        key = candidate.label if candidate.code == "sampler_contract" else candidate.code
-        groups.setdefault(key, []).append(candidate)
+    """The best candidate of each code (each contract on its own) that is not hopeless on `fit`, evaluated on `held`."""
+    ranked = _shortlist(fit[:_FEW], statistic)
     causes = [_forward_pass(fit, held, statistic)]
-    for key, group in groups.items():
-        if key == "forward_pass":
-            continue
-        totals = _totals(fit, group, statistic)
-        if not totals:
-            continue
-        best = max(totals, key=lambda label: totals[label])
-        chosen = next(c for c in group if c.label == best)
-        if key == "temperature":
-            chosen = _refine_temperature(fit, chosen, statistic)
+    for candidate in ranked[: FINALISTS - 1]:
+        chosen = _refine(fit[:_FEW], candidate, statistic)
         held_out = _per_sequence(held, chosen, statistic)
         if held_out is not None:
             causes.append(_Cause(candidate=chosen, estimate=chosen.value, held_out_S=held_out))
     return causes
+
+
+def _shortlist(items: Sequence[ScoredSequence], statistic: NoiseMixture) -> list[Candidate]:
+    """The best candidate of each code (each contract on its own) on `items`, the likeliest first."""
+    first: list[tuple[float, Candidate]] = []
+    for candidate in candidates(items[0].claim):
+        if candidate.code != "forward_pass":
+            values = _per_sequence(items[:_FIRST], candidate, statistic)
+            if values is not None:
+                first.append((float(values.sum()), candidate))
+    first.sort(key=lambda found: -found[0])
+    best: dict[str, tuple[float, Candidate]] = {}
+    for early, candidate in first:
+        key = candidate.label if candidate.code == "sampler_contract" else candidate.code
+        if key in best and first[0][0] - early > _HOPELESS * _FIRST:
+            continue
+        rest = _per_sequence(items[_FIRST:], candidate, statistic)
+        if rest is None:
+            continue
+        total = early + float(rest.sum())
+        if key not in best or total > best[key][0]:
+            best[key] = total, candidate
+    return [candidate for _, candidate in sorted(best.values(), key=lambda found: -found[0])]
+
+
+def _refine(items: Sequence[ScoredSequence], start: Candidate, statistic: NoiseMixture) -> Candidate:
+    """Two rounds of a finer grid about the best value of a numeric cause, each a fourth as wide as the one before."""
+    if start.code not in NUMERIC or start.value == 0.0:
+        return start
+    low, high = neighbours(items[0].claim, start)
+    best = start
+    for _ in range(2):
+        group = between(items[0].claim, start.code, low, high, _REFINED)
+        totals = [_per_sequence(items, candidate, statistic) for candidate in group]
+        known = [(float(t.sum()), c) for t, c in zip(totals, group, strict=True) if t is not None]
+        if not known:
+            return best
+        best = max(known, key=lambda found: found[0])[1]
+        assert best.value is not None  # noqa: S101  (`between` gives numbers)
+        width = (high - low) / (_REFINED - 1)
+        low, high = max(low, best.value - width), min(high, best.value + width)
+    return best
 
 
 def _forward_pass(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: NoiseMixture) -> _Cause:
@@ -111,56 +163,15 @@ def _grid(items: Sequence[ScoredSequence], statistic: NoiseMixture) -> Floats:
     return np.array([log_likelihoods(i.scores, SIGMA_GRID, epsilon=statistic.epsilon).sum(axis=0) for i in items])
 
 
-def _totals(
-    items: Sequence[ScoredSequence], group: Sequence[Candidate], statistic: NoiseMixture
-) -> Mapping[str, float]:
-    """Summed log-likelihood of each candidate of one code. Most are hopeless, so few sequences sort them first."""
-    found: dict[str, float] = {}
-    few = items[: max(2, len(items) // 4)]
-    for candidate in group:
-        values = _per_sequence(few, candidate, statistic)
-        if values is not None:
-            found[candidate.label] = float(values.sum())
-    return found
-
-
 def _per_sequence(items: Sequence[ScoredSequence], candidate: Candidate, statistic: NoiseMixture) -> Floats | None:
     values = []
     for item in items:
-        own = _for(item, candidate)
+        own = same_for(candidate, item.claim)
         log_q = log_likelihood_under(item, own, statistic) if own is not None else None
         if log_q is None:
             return None
         values.append(float(log_q.sum()))
     return np.array(values)
-
-
-def _for(item: ScoredSequence, candidate: Candidate) -> Candidate | None:
-    """The same candidate for another sequence: its seed and settings are its own."""
-    if candidate.hypothesis is None:
-        return candidate
-    if candidate.code == "temperature" and candidate.value is not None:
-        return at_temperature(item.claim, candidate.value)
-    for own in candidates(item.claim):
-        if own.code == candidate.code and own.label == candidate.label:
-            return own
-    return None
-
-
-def _refine_temperature(items: Sequence[ScoredSequence], start: Candidate, statistic: NoiseMixture) -> Candidate:
-    """Two rounds of a finer grid about the best temperature, each a fourth as wide as the one before."""
-    assert start.value is not None  # noqa: S101  (temperatures are numbers)
-    best, width = start, 0.04 * start.value
-    for _ in range(2):
-        center = best.value or start.value
-        group = [
-            at_temperature(items[0].claim, float(t)) for t in np.linspace(center - width, center + width, _REFINED)
-        ]
-        totals = _totals(items, group, statistic)
-        label = max(totals, key=lambda name: totals[name])
-        best = next(c for c in group if c.label == label)
-        width /= 4
-    return best
 
 
 def _diagnosis(
@@ -176,8 +187,8 @@ def _diagnosis(
         totals = _grid(items, statistic)
         estimate = fit_sigma(totals, SIGMA_GRID)
         interval = sigma_interval(totals, SIGMA_GRID, rng)
-    elif code == "temperature" and estimate is not None:
-        interval = _temperature_interval(items[:MOST], estimate, statistic, rng)
+    elif code in NUMERIC and estimate:  # greedy decoding is no estimate
+        estimate, interval = _estimate(items[:MOST], best.candidate, statistic, rng)
     elif code == "seed":
         parameter = best.candidate.label
     return Diagnosis(
@@ -186,26 +197,35 @@ def _diagnosis(
         parameter=parameter,
         estimate=estimate,
         interval=interval,
-        sentence=_sentence(best, items[0], statistic),
+        sentence=_sentence(replace(best, estimate=estimate), items[0], statistic),
         alternatives=tried,
     )
 
 
-def _temperature_interval(
-    items: Sequence[ScoredSequence], center: float, statistic: NoiseMixture, rng: np.random.Generator
-) -> Interval | None:
-    """95 % bootstrap interval over sequences, from a grid about the estimate."""
-    grid = np.linspace(0.96, 1.04, 17) * center
-    columns = [_per_sequence(items, at_temperature(items[0].claim, float(t)), statistic) for t in grid]
-    known = [column for column in columns if column is not None]
-    if len(known) != len(grid):
-        return None
-    totals_SG = np.column_stack(known)
-    weights = rng.multinomial(len(items), np.full(len(items), 1.0 / len(items)), size=400)
-    chosen = grid[np.argmax(weights @ totals_SG, axis=1)]
-    half = (grid[1] - grid[0]) / 2
-    low, high = np.quantile(chosen, [0.025, 0.975])
-    return float(low - half), float(high + half)
+def _estimate(
+    items: Sequence[ScoredSequence], start: Candidate, statistic: NoiseMixture, rng: np.random.Generator
+) -> tuple[float | None, Interval | None]:
+    """Maximum-likelihood value and 95 % bootstrap interval over sequences, on a fine grid about the value that the
+    first half gave; on one four times as wide where the interval reaches the end of that."""
+    center, found = start.value, None
+    assert center is not None  # noqa: S101  (only numbers are estimated)
+    step = _STEPS[start.code] * (center if start.code == "temperature" else 1.0)
+    for wider in (1.0, 4.0):
+        reach = 4 * wider * step
+        group = between(items[0].claim, start.code, center - reach, center + reach, 9)
+        columns = [_per_sequence(items, candidate, statistic) for candidate in group]
+        known = [column for column in columns if column is not None]
+        if len(known) != len(group) or not group:
+            return center, None
+        totals_SG = np.column_stack(known)
+        values = np.array([candidate.value for candidate in group], dtype=np.float64)
+        weights = rng.multinomial(len(items), np.full(len(items), 1.0 / len(items)), size=400)
+        low, high = np.quantile(values[np.argmax(weights @ totals_SG, axis=1)], [0.025, 0.975])
+        half = 0.0 if start.code == "top_k" else wider * step / 2
+        found = float(values[np.argmax(totals_SG.sum(axis=0))]), (float(low - half), float(high + half))
+        if values[0] < low and high < values[-1]:
+            break
+    return found if found is not None else (center, None)
 
 
 def _alternative(cause: _Cause, claim_S: Floats, tokens: int) -> Alternative:
@@ -239,7 +259,8 @@ def _sentence(cause: _Cause, item: ScoredSequence, statistic: NoiseMixture) -> s
     if candidate.code == "sampler_contract":
         return f"These tokens fit {candidate.label}, not {claim.contract.id}."
     if candidate.code == "seed":
-        kind = "noise that no seed explains" if candidate.label == "none" else f"seed {candidate.label}"
+        own = candidate.label if "seed" in candidate.label else f"seed {candidate.label}"
+        kind = "noise that no seed explains" if candidate.label == "none" else own
         return f"These tokens fit {kind}, not the seed that was claimed."
     claimed = getattr(claim.sampling, candidate.code)
     found = f"{cause.estimate:.3g}" if cause.estimate is not None else candidate.label

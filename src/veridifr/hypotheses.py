@@ -22,33 +22,21 @@ from veridifr.trace import Trace
 
 Floats = npt.NDArray[np.float64]
 
+# fmt: off
 TEMPERATURES = (
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.85,
-    0.9,
-    0.93,
-    0.95,
-    0.97,
-    0.98,
-    0.99,
-    1.01,
-    1.02,
-    1.03,
-    1.05,
-    1.07,
-    1.1,
-    1.15,
-    1.2,
-    1.3,
-    1.4,
-    1.5,
+    0.0, 0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99,
+    1.01, 1.02, 1.03, 1.05, 1.07, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5,
 )
-"""Multiples of the claimed temperature that are tried before refining."""
+# fmt: on
+"""Multiples of the claimed temperature that are tried before refining; 0 is greedy decoding."""
 TOP_P = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, None)
 TOP_K = (1, 2, 5, 10, 20, 30, 40, 50, 64, 80, 100, None)
+NUMERIC = ("temperature", "top_p", "top_k")
+"""Codes with a value that can be refined between the values of the first round."""
+TOP_K_END = 400
+"""Where refining ends if no top-k at all fits best."""
+MAX_TEMPERATURE = 1e4
+"""The largest that a `Sampling` takes."""
 SEEDS = ("seed + 1", "seed - 1", "0", "1", "42", "none")
 
 
@@ -75,54 +63,102 @@ class ScoredSequence:
 
 
 def candidates(claim: Hypothesis) -> Iterator[Candidate]:
-    """The hypotheses of the first round for the claim of one sequence; grids are refined afterwards."""
+    """The hypotheses of the first round for the claim of one sequence; `neighbours` and `between` refine them."""
     sampling, own = claim.sampling, claim.contract.id
     yield Candidate(code="forward_pass", parameter="sigma", label="sigma", value=None, hypothesis=None)
     if sampling.greedy:
         return
     for multiple in TEMPERATURES:
-        yield at_temperature(claim, sampling.temperature * multiple)
+        if sampling.temperature * multiple <= MAX_TEMPERATURE:
+            yield at_temperature(claim, sampling.temperature * multiple)
     for top_p in TOP_P:
-        if top_p != sampling.top_p and (top_p is not None or sampling.top_p is not None):
-            changed = replace(sampling, top_p=top_p)
-            yield _changed(claim, "top_p", "off" if top_p is None else f"{top_p:g}", top_p, changed)
+        if top_p != sampling.top_p:
+            yield at_value(claim, "top_p", top_p)
     for top_k in TOP_K:
-        if top_k != sampling.top_k and (top_k is not None or sampling.top_k is not None):
-            changed = replace(sampling, top_k=top_k)
-            yield _changed(claim, "top_k", "off" if top_k is None else str(top_k), top_k, changed)
+        if top_k != sampling.top_k:
+            yield at_value(claim, "top_k", top_k)
     for words in SEEDS:
-        seed = _seed_of(words, claim.seed)
-        if words == "none":
-            yield Candidate(code="seed", parameter="seed", label=words, value=None, hypothesis=None)
-        elif seed is not None and seed != claim.seed:
-            yield Candidate(
-                code="seed", parameter="seed", label=words, value=None, hypothesis=replace(claim, seed=seed)
-            )
-    for name, contract in CONTRACTS.items():
+        if words == "none" or _seed_of(words, claim.seed) not in (None, claim.seed):
+            yield _at_seed(claim, words)
+    for name in CONTRACTS:
         if name not in (own, "greedy"):
-            yield Candidate(
-                code="sampler_contract",
-                parameter=None,
-                label=name,
-                value=None,
-                hypothesis=replace(claim, contract=contract),
-            )
+            yield _at_contract(claim, name)
+
+
+def same_for(candidate: Candidate, claim: Hypothesis) -> Candidate | None:
+    """`candidate` for the claim of another sequence, which has a seed of its own; None if it says nothing there."""
+    if candidate.code in NUMERIC:
+        return at_value(claim, candidate.code, candidate.value)
+    if candidate.code == "sampler_contract":
+        return _at_contract(claim, candidate.label)
+    if candidate.code == "seed" and candidate.hypothesis is not None:
+        return None if _seed_of(candidate.label, claim.seed) is None else _at_seed(claim, candidate.label)
+    return candidate
+
+
+def _at_seed(claim: Hypothesis, words: str) -> Candidate:
+    hypothesis = None if words == "none" else replace(claim, seed=_seed_of(words, claim.seed))
+    return Candidate(code="seed", parameter="seed", label=words, value=None, hypothesis=hypothesis)
+
+
+def _at_contract(claim: Hypothesis, name: str) -> Candidate:
+    hypothesis = replace(claim, contract=CONTRACTS[name])
+    return Candidate(code="sampler_contract", parameter=None, label=name, value=None, hypothesis=hypothesis)
 
 
 def at_temperature(claim: Hypothesis, temperature: float) -> Candidate:
     """The claim at another temperature."""
-    changed = replace(claim.sampling, temperature=temperature)
-    return _changed(claim, "temperature", f"{temperature:.6g}", temperature, changed)
+    return at_value(claim, "temperature", temperature)
 
 
-def _changed(claim: Hypothesis, code: str, label: str, value: float | None, sampling: object) -> Candidate:
+def at_value(claim: Hypothesis, code: str, value: float | None) -> Candidate:
+    """The claim with another temperature, top_p or top_k (`code`); None switches top_p or top_k off."""
+    if code == "temperature":
+        assert value is not None  # noqa: S101  (a temperature is always some number)
+        changed = replace(claim.sampling, temperature=value)
+        if changed.greedy:
+            claim = replace(claim, contract=CONTRACTS["greedy"])
+    elif code == "top_p":
+        changed = replace(claim.sampling, top_p=value)
+    else:
+        value = None if value is None else round(value)
+        changed = replace(claim.sampling, top_k=value)
     return Candidate(
         code=code,
         parameter=code,
-        label=label,
+        label="off" if value is None else f"{value:.6g}",
         value=value,
-        hypothesis=replace(claim, sampling=sampling),  # type: ignore[arg-type]
+        hypothesis=replace(claim, sampling=changed),
     )
+
+
+def neighbours(claim: Hypothesis, candidate: Candidate) -> tuple[float, float]:
+    """The values tried next below and above a numeric candidate of the first round, the claim's own among them.
+
+    Where none was tried: half of the lowest, a fourth above the highest temperature, top_p 1, top_k `TOP_K_END`.
+    """
+    code = candidate.code
+    end = {"temperature": None, "top_p": 1.0, "top_k": float(TOP_K_END)}[code]
+    tried = [c.value for c in candidates(claim) if c.code == code] + [getattr(claim.sampling, code)]
+    known = sorted({float(value) for value in (end if v is None else v for v in tried) if value is not None})
+    value = end if candidate.value is None else float(candidate.value)
+    assert value is not None  # noqa: S101
+    place = int(np.argmin(np.abs(np.array(known) - value)))
+    low = known[place - 1] if place else value / 2
+    high = known[place + 1] if place + 1 < len(known) else end or 1.25 * value
+    return low, high
+
+
+def between(claim: Hypothesis, code: str, low: float, high: float, count: int) -> list[Candidate]:
+    """`count` values evenly from `low` to `high`, or fewer where they coincide or cannot be: top_k is an integer."""
+    values = np.linspace(low, high, count)
+    if code == "top_k":
+        values = np.unique(np.maximum(1, np.round(values)))
+    elif code == "top_p":
+        values = values[(values > 0.0) & (values < 1.0)]
+    else:
+        values = values[(values >= 0.0) & (values <= MAX_TEMPERATURE)]
+    return [at_value(claim, code, float(value)) for value in values]
 
 
 def _seed_of(words: str, seed: int | None) -> int | None:

@@ -1,0 +1,92 @@
+"""What all benchmarks share: a results file with its provenance, and the check that its figures follow from its raw data."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results"
+_PACKAGES = ("veridifr", "numpy", "scipy", "torch", "transformers")
+Compute = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def write(path: Path, raw: Mapping[str, Any], compute: Compute) -> dict[str, Any]:
+    """Write a results file: figures computed from `raw`, `raw` itself, and where they come from. Returns the figures."""
+    plain = json.loads(json.dumps(raw))  # figures must follow from what is in the file
+    document = {
+        "figures": compute(plain),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted": sorted(line[3:] for line in _git("status", "--porcelain", "--", "src").splitlines()),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": _hardware(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "raw": plain,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.replace(path)
+    figures: dict[str, Any] = document["figures"]
+    return figures
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A results file as `write` left it."""
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def check(path: Path, compute: Compute) -> list[str]:
+    """What in a results file does not follow from its raw data: empty if all does."""
+    document = read(path)
+    found = json.loads(json.dumps(compute(document["raw"])))
+    return list(_differences(found, document["figures"], "figures"))
+
+
+def _differences(found: Any, stated: Any, where: str) -> list[str]:
+    if isinstance(found, dict) and isinstance(stated, dict):
+        wrong = [f"{where}.{key}: in one only" for key in sorted(found.keys() ^ stated.keys())]
+        for key in found.keys() & stated.keys():
+            wrong += _differences(found[key], stated[key], f"{where}.{key}")
+        return wrong
+    if isinstance(found, float) and isinstance(stated, float):
+        return [] if abs(found - stated) <= 1e-9 * max(1.0, abs(stated)) else [f"{where}: {stated}, raw gives {found}"]
+    return [] if found == stated else [f"{where}: {stated}, raw gives {found}"]
+
+
+def _arguments() -> list[str]:
+    """The command line, directories of this machine left out."""
+    return [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    return done.stdout.rstrip("\n") if done.returncode == 0 else "not known"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+    return {"cpu": name, "cores": os.cpu_count()}
