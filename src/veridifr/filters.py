@@ -55,7 +55,8 @@ def membership(
     """Signed distances of N candidates in R rows to the edge of the kept set, filters applied in `order`.
 
     `logits_N` are processed logits before temperature; `tail_R` the probability that each row leaves unlisted, at
-    `temperature`; no unlisted logit exceeds `floor_R`. A filter that stands before "temperature" in `order` works at temperature 1, as in llama.cpp.
+    `temperature`; no unlisted logit exceeds `floor_R`. A filter that stands before "temperature" in `order` works at
+    temperature 1, as in llama.cpp.
     """
     rows, width = len(offsets_R1) - 1, int(np.diff(offsets_R1).max())
     padded = np.full((rows, width), -np.inf)
@@ -66,11 +67,14 @@ def membership(
     ranked = np.take_along_axis(padded, by_rank, axis=1)
     state = _Ranked(ranked, lengths, np.full(ranked.shape, -np.inf), lengths.copy())
     divided = "temperature" not in order
+    decided = floor_R == -np.inf
     for stage in order:
         divided = divided or stage == "temperature"
         now = temperature if divided else 1.0
         if stage == "min_p" and sampling.min_p is not None:
-            state.cut_below(ranked[:, :1] + now * np.log(sampling.min_p))
+            edge = ranked[:, :1] + now * np.log(sampling.min_p)
+            state.cut_below(edge)
+            decided = decided | (floor_R < edge[:, 0])
         elif stage == "top_k" and sampling.top_k is not None:
             state.cut_rank(sampling.top_k)
         elif stage == "top_p" and sampling.top_p is not None:
@@ -79,8 +83,7 @@ def membership(
     np.put_along_axis(distance, by_rank, state.distance, axis=1)
     # Kept sets are prefixes, so one listed candidate at or above the floor that is cut cuts all that is unlisted.
     above_floor = (ranked >= floor_R[:, None]).sum(axis=1)
-    decided = (state.kept < above_floor) | (floor_R == -np.inf)
-    return Membership(distance_N=distance[inside], decided_R=decided)
+    return Membership(distance_N=distance[inside], decided_R=decided | (state.kept < above_floor))
 
 
 @dataclass

@@ -1,12 +1,17 @@
 """From evidence to scores: processed logits, membership at the edge of the filters, noise, and who wins.
 
 Only candidates that can win get noise: those near or in the kept set and, where the contract's noise is bounded, those
-that the bound leaves a chance (exact pruning).
+that the bound leaves a chance (exact pruning). Tokens are scored in blocks that stay in a processor's cache, on several
+threads where there are several blocks: numpy lets them run side by side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +23,14 @@ from veridifr.filters import filters_on, membership
 from veridifr.processors import needs_processing, process
 from veridifr.scores import EDGE_WINDOW, GAP_CAP, NEAR, WINNER_WINDOW, Contenders, Floats, Hypothesis, Scores, Status
 from veridifr.trace import Trace
+
+Indices = npt.NDArray[np.int64]
+
+_LIKELY = 6.0
+"""Candidates with more than exp(-6) of the probability get their noise in the first pass."""
+_BLOCK = 24_576
+"""Candidates scored at a time: a few arrays of float64 fit a 1 MiB second-level cache."""
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 def score(
@@ -34,26 +47,82 @@ def score(
     """
     contract, sampling = hypothesis.contract, hypothesis.sampling
     contract.check(sampling, trace.engine, evidence.vocab_size)
-    table = _table(trace, evidence, hypothesis, eos_ids)
     if contract.family == "inverse_cdf":
         from veridifr.scoring_inverse_cdf import score_inverse_cdf  # imports this module
 
-        return score_inverse_cdf(trace, evidence, hypothesis, table)
-    return _score_perturbed(trace, evidence, hypothesis, table, tail_mass)
+        return score_inverse_cdf(trace, evidence, hypothesis, _table(trace, evidence, hypothesis, eos_ids))
+
+    def part(first: int, last: int) -> Scores:
+        table = _table(trace, _tokens(evidence, first, last), hypothesis, eos_ids, first)
+        return _score_perturbed(trace, hypothesis, table, tail_mass)
+
+    edges = _blocks(evidence.offsets_T1)
+    if len(edges) == 2 or _THREADS == 1:
+        return _joined([part(first, last) for first, last in pairwise(edges)])
+    with ThreadPoolExecutor(min(_THREADS, len(edges) - 1)) as pool:
+        return _joined(list(pool.map(part, edges[:-1], edges[1:])))
 
 
-_LIKELY = 6.0
-"""Candidates with more than exp(-6) of the probability get their noise in the first pass."""
+def _blocks(offsets_T1: Indices) -> list[int]:
+    """Tokens at which blocks of about `_BLOCK` candidates begin, and the end: an even number of like blocks."""
+    tokens, candidates = len(offsets_T1) - 1, int(offsets_T1[-1])
+    count = 2 * -(-candidates // (2 * _BLOCK)) if candidates > _BLOCK else 1
+    inner = np.searchsorted(offsets_T1, np.linspace(0, candidates, count + 1)[1:-1])
+    return sorted({0, *inner.tolist(), tokens})
+
+
+def _tokens(evidence: Evidence, first: int, last: int) -> Evidence:
+    """The evidence for tokens `first` to `last` - 1."""
+    if (first, last) == (0, evidence.tokens):
+        return evidence
+    low, high = evidence.offsets_T1[first], evidence.offsets_T1[last]
+    return replace(
+        evidence,
+        offsets_T1=evidence.offsets_T1[first : last + 1] - low,
+        ids_N=evidence.ids_N[low:high],
+        logits_N=evidence.logits_N[low:high],
+        lse_T=evidence.lse_T[first:last],
+        rank_T=evidence.rank_T[first:last],
+        floor_T=evidence.floor_T[first:last],
+        tail_T=evidence.tail_T[first:last],
+        hot_tail_T=evidence.hot_tail_T[first:last],
+    )
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """Scores of consecutive tokens as one."""
+    if len(parts) == 1:
+        return parts[0]
+    firsts = np.cumsum([0, *(len(part.status_T) for part in parts[:-1])]).astype(np.int32)
+    few = [part.contenders for part in parts]
+    return Scores(
+        status_T=np.concatenate([part.status_T for part in parts]),
+        gap_T=np.concatenate([part.gap_T for part in parts]),
+        match_T=np.concatenate([part.match_T for part in parts]),
+        best_T=np.concatenate([part.best_T for part in parts]),
+        rank_T=np.concatenate([part.rank_T for part in parts]),
+        logprob_T=np.concatenate([part.logprob_T for part in parts]),
+        contenders=Contenders(
+            rows_M=np.concatenate([found.rows_M + first for found, first in zip(few, firsts, strict=True)]),
+            scores_M=np.concatenate([found.scores_M for found in few]),
+            edges_M=np.concatenate([found.edges_M for found in few]),
+            claimed_M=np.concatenate([found.claimed_M for found in few]),
+        ),
+        hashes=sum(part.hashes for part in parts),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
     """Candidates with processed logits and distances to the edge, ready for any family of contract."""
 
+    evidence: Evidence
     temperature: float
+    first: int
+    """The output step of the first of the T tokens."""
     steps: int
-    rows_N: npt.NDArray[np.int64]
-    claimed_T: npt.NDArray[np.int64]
+    rows_N: Indices
+    claimed_T: Indices
     logits_N: Floats
     edges_N: Floats | None
     decided_T: npt.NDArray[np.bool_] | None
@@ -62,24 +131,22 @@ class Table:
     """log of the sum of exp(l/T) over the vocabulary, in nats."""
 
 
-def _table(trace: Trace, evidence: Evidence, hypothesis: Hypothesis, eos_ids: tuple[int, ...]) -> Table:
+def _table(trace: Trace, evidence: Evidence, hypothesis: Hypothesis, eos_ids: tuple[int, ...], first: int = 0) -> Table:
     sampling, order = hypothesis.sampling, hypothesis.contract.order
     temperature = 0.0 if sampling.greedy else hypothesis.contract.effective_temperature(sampling.temperature)
     steps = evidence.tokens
     rows_N, logits_N = evidence.rows_N, evidence.logits_N.astype(np.float64)
-    claimed_T = claimed_index(evidence, trace.output_token_ids[:steps])
+    claimed_T = claimed_index(evidence, trace.output_token_ids[first : first + steps])
     heat = temperature or 1.0
-    if heat == 1.0:
-        total_T = evidence.lse_T
-    else:
-        total_T = _log_total(evidence, logits_N, heat)
+    total_T = evidence.lse_T if heat == 1.0 else _log_total(evidence, logits_N, rows_N, heat)
     logprob_T = logits_N[claimed_T] / heat - total_T
     if needs_processing(sampling):
-        steps_T = np.arange(steps, dtype=np.int64)
-        logits_N = process(
+        steps_T = np.arange(first, first + steps, dtype=np.int64)
+        processed_N = process(
             order, sampling, trace.prompt_token_ids, trace.output_token_ids, steps_T, rows_N,
             evidence.ids_N.astype(np.int64), logits_N, eos_ids,
         )  # fmt: skip
+        logits_N = np.asarray(processed_N, dtype=np.float64)
     edges_N = decided_T = None
     if filters_on(sampling) and not sampling.greedy:
         edge = membership(
@@ -87,7 +154,9 @@ def _table(trace: Trace, evidence: Evidence, hypothesis: Hypothesis, eos_ids: tu
         )
         edges_N, decided_T = edge.distance_N, edge.decided_R
     return Table(
+        evidence=evidence,
         temperature=temperature,
+        first=first,
         steps=steps,
         rows_N=rows_N,
         claimed_T=claimed_T,
@@ -99,83 +168,116 @@ def _table(trace: Trace, evidence: Evidence, hypothesis: Hypothesis, eos_ids: tu
     )
 
 
-def _log_total(evidence: Evidence, logits_N: Floats, temperature: float) -> Floats:
+def _log_total(evidence: Evidence, logits_N: Floats, rows_N: Indices, temperature: float) -> Floats:
     """log of the sum of exp(l / temperature) over the vocabulary; the unlisted part is what the listing says of it.
 
     The stated tail belongs to the claimed temperature; at a lower one it is smaller, so this errs by at most the tail.
     """
     start_T = evidence.offsets_T1[:-1]
     top_T = np.maximum.reduceat(logits_N, start_T)
-    weights_N = np.exp((logits_N - np.repeat(top_T, np.diff(evidence.offsets_T1))) / temperature)
-    listed_T = np.add.reduceat(weights_N, start_T)
+    weights_N = (logits_N - top_T[rows_N]) / temperature
+    listed_T = np.add.reduceat(np.exp(weights_N, out=weights_N), start_T)
     total: Floats = top_T / temperature + np.log(listed_T) - np.log1p(-np.minimum(evidence.tail_at(temperature), 0.5))
     return total
 
 
-def _score_perturbed(
-    trace: Trace, evidence: Evidence, hypothesis: Hypothesis, table: Table, tail_mass: float
-) -> Scores:
-    starts_T = evidence.offsets_T1[:-1]
-    live_N = table.logits_N > -np.inf
-    if table.edges_N is not None:
-        live_N &= table.edges_N < EDGE_WINDOW
-    live_N[table.claimed_T] = True
-    scores_N, hashes = _perturb(trace, evidence, hypothesis, table, live_N)
-    own_T = scores_N[table.claimed_T]
-    own_T = np.where(own_T == -np.inf, -1e30, own_T)  # a claimed token that the settings forbid scores below all
-    loses_N = own_T[table.rows_N] - scores_N
-    if table.edges_N is not None:
-        loses_N = np.maximum(loses_N, table.edges_N)
-    loses_N[table.claimed_T] = np.inf if table.edges_N is None else -table.edges_N[table.claimed_T]
-    gap_T = np.clip(np.minimum.reduceat(loses_N, starts_T), -GAP_CAP, GAP_CAP)
-    kept_N = scores_N if table.edges_N is None else np.where(table.edges_N <= 0, scores_N, -np.inf)
-    top_T = np.maximum.reduceat(kept_N, starts_T)
-    winner_N = np.flatnonzero(kept_N == top_T[table.rows_N])
-    first_T = winner_N[np.searchsorted(table.rows_N[winner_N], np.arange(table.steps))]  # the lowest id wins a tie
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Perturbed:
+    """The M candidates that could win, and the claimed ones: `index_M` (ascending) into the table's candidates."""
+
+    index_M: Indices
+    rows_M: npt.NDArray[np.int64]
+    scores_M: Floats
+    """Perturbed scores z; -inf where a setting forbids the claimed token."""
+    edges_M: Floats | None
+    own_T: Indices
+    """Where the claimed token of each row stands."""
+    starts_T: Indices
+    """Where each row begins."""
+
+    @property
+    def members_M(self) -> Floats:
+        """Scores of the members of the kept set, -inf for others."""
+        return self.scores_M if self.edges_M is None else np.where(self.edges_M <= 0, self.scores_M, -np.inf)
+
+
+def _score_perturbed(trace: Trace, hypothesis: Hypothesis, table: Table, tail_mass: float) -> Scores:
+    field, hashes = _perturb(trace, hypothesis, table)
+    z_T = field.scores_M[field.own_T]
+    z_T = np.where(z_T == -np.inf, -1e30, z_T)  # a claimed token that the settings forbid scores below all
+    loses_M = z_T[field.rows_M] - field.scores_M
+    if field.edges_M is not None:
+        loses_M = np.maximum(loses_M, field.edges_M)
+    loses_M[field.own_T] = np.inf if field.edges_M is None else -field.edges_M[field.own_T]
+    gap_T = np.clip(np.minimum.reduceat(loses_M, field.starts_T), -GAP_CAP, GAP_CAP)
+    members_M = field.members_M
+    top_T = np.maximum.reduceat(members_M, field.starts_T)
+    winners = np.flatnonzero(members_M == top_T[field.rows_M])
+    winner_T = winners[np.searchsorted(field.rows_M[winners], np.arange(table.steps))]  # the lowest id wins a tie
     return Scores(
-        status_T=statuses(evidence, table, tail_mass),
+        status_T=statuses(table.evidence, table, tail_mass),
         gap_T=gap_T,
-        match_T=first_T == table.claimed_T,
-        best_T=evidence.ids_N[first_T],
-        rank_T=evidence.rank_T,
+        match_T=winner_T == field.own_T,
+        best_T=table.evidence.ids_N[field.index_M[winner_T]],
+        rank_T=table.evidence.rank_T,
         logprob_T=table.logprob_T,
-        contenders=_contenders(table, scores_N, own_T, starts_T),
+        contenders=_contenders(field, top_T, z_T),
         hashes=hashes,
     )
 
 
-def _perturb(
-    trace: Trace, evidence: Evidence, hypothesis: Hypothesis, table: Table, live_N: npt.NDArray[np.bool_]
-) -> tuple[Floats, int]:
-    """Perturbed scores of the candidates that can win, -inf elsewhere, and how many noise values were drawn.
+def _perturb(trace: Trace, hypothesis: Hypothesis, table: Table) -> tuple[_Perturbed, int]:
+    """Perturbed scores of the candidates that can win, and how many noise values were drawn.
 
     First the likely candidates of each token; then, of the others, only those whose noise could still bring them near
     the best score so far. What falls short needs no logarithms, and what the noise's bound rules out no hash either.
     """
-    contract = hypothesis.contract
-    if contract.family == "greedy" or table.temperature == 0.0:
-        return np.where(live_N, table.logits_N, -np.inf), 0
-    stream, heat = stream_of(trace, evidence, hypothesis), table.temperature
-    steps_T = np.arange(table.steps, dtype=np.int64)
-    scores_N = np.full(len(table.logits_N), -np.inf)
-    live_N = live_N & (table.logits_N > -np.inf)
-    likely_N = live_N & (table.logits_N > (heat * table.total_T - heat * _LIKELY)[table.rows_N])
-    likely_N[table.claimed_T] = live_N[table.claimed_T]
-    first_N = np.flatnonzero(likely_N)
-    ids_N = evidence.ids_N.astype(np.int64)
-    noise = contract.gumbel(stream, steps_T, table.rows_N[first_N], ids_N[first_N])
-    scores_N[first_N] = table.logits_N[first_N] + heat * noise
-    best_T = np.maximum.reduceat(scores_N, evidence.offsets_T1[:-1]) - NEAR
+    contract, heat, rows_N, logits_N = hypothesis.contract, table.temperature, table.rows_N, table.logits_N
+    starts_T, ids_N = table.evidence.offsets_T1[:-1], table.evidence.ids_N.astype(np.int64)
+    live_N = logits_N > -np.inf
+    if table.edges_N is not None:
+        live_N &= table.edges_N < EDGE_WINDOW
+    live_N[table.claimed_T] = logits_N[table.claimed_T] > -np.inf
+    if contract.family == "greedy" or heat == 0.0:
+        return _field(table, np.where(live_N, logits_N, -np.inf)), 0
+    stream = stream_of(trace, table.evidence, hypothesis)
+    steps_T = np.arange(table.first, table.first + table.steps, dtype=np.int64)
+    scores_N = np.full(len(logits_N), -np.inf)
+    likely_N = logits_N > (heat * table.total_T - heat * _LIKELY)[rows_N]
+    likely_N[table.claimed_T] = True
+    likely_N &= live_N
+    likely = np.flatnonzero(likely_N)
+    noise = contract.gumbel(stream, steps_T, rows_N[likely], ids_N[likely])
+    scores_N[likely] = logits_N[likely] + heat * noise
+    best_T = np.maximum.reduceat(scores_N, starts_T) - NEAR
     rest_N = live_N & ~likely_N
     if contract.bound is not None:
-        rest_N &= table.logits_N > (best_T - heat * contract.bound)[table.rows_N]
+        rest_N &= logits_N > (best_T - heat * contract.bound)[rows_N]
     rest = np.flatnonzero(rest_N)
     if len(rest):
-        top_T = np.maximum.reduceat(np.where(rest_N, table.logits_N, -np.inf), evidence.offsets_T1[:-1])
+        rows_M, rest_M = rows_N[rest], logits_N[rest]
+        top_T = np.full(table.steps, -np.inf)
+        firsts = np.flatnonzero(np.diff(rows_M, prepend=-1))
+        top_T[rows_M[firsts]] = np.maximum.reduceat(rest_M, firsts)
         least_T = np.where(top_T > -np.inf, (best_T - top_T) / heat, np.inf)
-        index, noise = contract.gumbel_above(stream, steps_T, table.rows_N[rest], ids_N[rest], least_T)
-        scores_N[rest[index]] = table.logits_N[rest[index]] + heat * noise
-    return scores_N, len(first_N) + len(rest)
+        index, noise = contract.gumbel_above(stream, steps_T, rows_M, ids_N[rest], least_T)
+        scores_N[rest[index]] = rest_M[index] + heat * noise
+    return _field(table, scores_N), len(likely) + len(rest)
+
+
+def _field(table: Table, scores_N: Floats) -> _Perturbed:
+    there_N = scores_N > -np.inf
+    there_N[table.claimed_T] = True
+    index = np.flatnonzero(there_N)
+    rows = table.rows_N[index]
+    return _Perturbed(
+        index_M=index,
+        rows_M=rows,
+        scores_M=scores_N[index],
+        edges_M=None if table.edges_N is None else table.edges_N[index],
+        own_T=np.searchsorted(index, table.claimed_T),
+        starts_T=np.searchsorted(rows, np.arange(table.steps)),
+    )
 
 
 def stream_of(trace: Trace, evidence: Evidence, hypothesis: Hypothesis) -> Stream:
@@ -200,26 +302,22 @@ def statuses(evidence: Evidence, table: Table, tail_mass: float) -> npt.NDArray[
     return np.where(short_T, Status.BOUND, Status.SCORED).astype(np.int8)
 
 
-def _contenders(table: Table, scores_N: Floats, own_T: Floats, starts_T: npt.NDArray[np.int64]) -> Contenders:
-    near_N = scores_N > -np.inf
-    top_T = np.maximum.reduceat(scores_N, starts_T)
-    if table.edges_N is not None:  # the best member of the set, not the best of those cut away
-        top_T = np.maximum.reduceat(np.where(table.edges_N <= 0, scores_N, -np.inf), starts_T)
-    near_N &= scores_N > top_T[table.rows_N] - WINNER_WINDOW
-    near_N[table.claimed_T] = True
-    index = np.flatnonzero(near_N)
-    edges = np.full(len(index), -np.inf) if table.edges_N is None else table.edges_N[index]
-    claimed_N = np.zeros(len(scores_N), dtype=bool)
-    claimed_N[table.claimed_T] = True
-    rows = table.rows_N[index]
-    with np.errstate(invalid="ignore"):
-        relative = scores_N[index] - own_T[rows]
-    relative = np.where(claimed_N[index], np.where(own_T[rows] <= -1e30, -np.inf, 0.0), relative)
+def _contenders(field: _Perturbed, top_T: Floats, z_T: Floats) -> Contenders:
+    """Candidates near the best member of the set; `z_T` is the score of the claimed token, finite."""
+    near_M = field.scores_M > top_T[field.rows_M] - WINNER_WINDOW
+    near_M[field.own_T] = True
+    index = np.flatnonzero(near_M)
+    rows = field.rows_M[index]
+    claimed_M = np.zeros(len(field.rows_M), dtype=bool)
+    claimed_M[field.own_T] = True
+    claimed = claimed_M[index]
+    relative = np.where(claimed, np.where(z_T[rows] <= -1e30, -np.inf, 0.0), field.scores_M[index] - z_T[rows])
+    edges = np.full(len(index), -np.inf) if field.edges_M is None else field.edges_M[index]
     return Contenders(
         rows_M=rows.astype(np.int32),
         scores_M=relative.astype(np.float32),
         edges_M=edges.astype(np.float32),
-        claimed_M=claimed_N[index],
+        claimed_M=claimed,
     )
 
 

@@ -1,12 +1,13 @@
 """From rows of logits to the candidates worth keeping.
 
 Sorting whole vocabularies would cost more than the forward pass. So whole rows are only ever compared with a threshold,
-on the device that holds them: exact top-k where a short list is known to do, and a threshold on the
-probability where the tail has to be small.
+on the device that holds them: one that the k largest are sure to reach where the settings keep a known number, min-p's
+own edge, or one on the probability where the tail has to be small.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from veridifr.evidence import CANDIDATE_BYTES, HOT
+from veridifr.scores import EDGE_WINDOW
 from veridifr.trace import Sampling
 
 Floats = npt.NDArray[np.float64]
@@ -21,6 +23,15 @@ Indices = npt.NDArray[np.int64]
 
 _BOLD = 8.0
 """A threshold this many times the safe one, allowed / V, nearly always leaves out no more than is allowed."""
+_GROUPS = 4
+"""Groups per candidate wanted, for the threshold that the largest reach: it then lets about a seventh more through."""
+_MOVED = 1.0
+"""How far, in logits, the edge of top-p may move without reaching unlisted tokens."""
+_FINITE = float(np.finfo(np.float32).min)
+_ROUNDING = 1e-4
+"""More than float32 rounding moves a logit."""
+_EDGE_ROOM = 16
+"""Candidates listed beyond what top-k keeps, so that the cut may move."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,12 +50,12 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Cut:
-    """Which candidates R rows keep: `flat_N` = row * V + id, ascending, their processed logits, and what is left out."""
+    """Which candidates R rows keep: `flat_N` = row * V + id, ascending, and their processed logits. No other logit is
+    larger than `floor_R`; minus infinity where nothing that could win is left out."""
 
     flat_N: Indices
     values_N: npt.NDArray[np.float32]
     floor_R: npt.NDArray[np.float32]
-    tail_R: Floats
 
 
 def list_candidates(
@@ -63,99 +74,143 @@ def list_candidates(
     """
     rows, vocab = logits_RV.shape
     heat = 1.0 if sampling.greedy else sampling.temperature
-    lse_R = torch.logsumexp(logits_RV, dim=1)
     same = processed_RV is logits_RV
-    heat_lse_R = lse_R if heat == 1.0 and same else torch.logsumexp(processed_RV / heat, dim=1)
-    own_R = logits_RV.gather(1, claimed_R[:, None])
-    rank_R = (logits_RV > own_R).sum(dim=1, dtype=torch.int32)
-    most = _most_kept(sampling)
-    short = min(vocab, max(list_bytes // CANDIDATE_BYTES, 2, (most or 0) + 16))
-    if sampling.greedy or most is not None:
-        cut = _cut_top(processed_RV, heat_lse_R, heat, short)
-    else:
-        cut = _cut_tail(processed_RV, heat_lse_R, heat, short, _allowed_tail(sampling, tail_mass))
+    share_RV, heat_lse_R = _shares(processed_RV, heat)
+    lse_R = heat_lse_R if heat == 1.0 and same else _shares(logits_RV, 1.0)[1]
+    budget = list_bytes // CANDIDATE_BYTES * 7 // 8  # what is listed is about a seventh more
+    short = min(vocab, max(budget, 2, (sampling.top_k or 0) + _EDGE_ROOM))
+    least_R, tail_R = _least_of_largest(processed_RV, short), None
+    if sampling.min_p is not None and sampling.top_k is None and not sampling.greedy:
+        least_R = torch.minimum(least_R, _min_p_edge(processed_RV, sampling.min_p, heat))
+    elif sampling.top_k is None and not sampling.greedy:
+        likely_R, tail_R = _least_of_likely(share_RV, heat_lse_R, heat, _allowed_tail(sampling, tail_mass))
+        least_R = torch.minimum(least_R, likely_R)
+        tail_R = tail_R if sampling.top_p is None else None  # top-p needs the very mass, not a bound on it
+    cut = _cut_at(processed_RV, least_R)
+    own_R = logits_RV.gather(1, claimed_R[:, None])[:, 0]
+    shown_own_R = own_R if same else processed_RV.gather(1, claimed_R[:, None])[:, 0]
     wanted_R = np.arange(rows, dtype=np.int64) * vocab + claimed_R.cpu().numpy()
-    processed_own_R = own_R if same else processed_RV.gather(1, claimed_R[:, None])
-    flat_N, shown_N = _with_claimed(cut, wanted_R, processed_own_R[:, 0].cpu().numpy())
-    starts_R = np.searchsorted(flat_N, np.arange(rows, dtype=np.int64) * vocab)
-    counts_R = np.diff(starts_R, append=len(flat_N))
+    flat_N, shown_N = _with_claimed(cut, wanted_R, shown_own_R.cpu().numpy())
+    counts_R = np.diff(np.searchsorted(flat_N, np.arange(rows + 1, dtype=np.int64) * vocab))
+    rows_N = np.repeat(np.arange(rows, dtype=np.int64), counts_R)
+    if tail_R is None:
+        share_N = np.exp(shown_N.astype(np.float64) / heat - heat_lse_R[rows_N])
+        tail_R = np.asarray(1.0 - np.bincount(rows_N, share_N, minlength=rows))
+    tail_R = np.where(cut.floor_R == -np.inf, 0.0, np.clip(tail_R, 0.0, 1.0))
     values_N = shown_N if same else logits_RV.reshape(-1)[torch.from_numpy(flat_N).to(logits_RV.device)].cpu().numpy()
     return Listing(
         counts_R=counts_R,
-        ids_N=(flat_N - np.repeat(np.arange(rows, dtype=np.int64) * vocab, counts_R)).astype(np.int32),
+        ids_N=(flat_N - rows_N * vocab).astype(np.int32),
         logits_N=values_N,
-        lse_R=lse_R.cpu().numpy().astype(np.float64),
-        rank_R=rank_R.cpu().numpy(),
+        lse_R=lse_R,
+        rank_R=_ranks(logits_RV, own_R, values_N, rows_N, cut.floor_R if same else None),
         floor_R=cut.floor_R,
-        tail_R=cut.tail_R.clip(0.0, 1.0),
-        hot_tail_R=_hot_tail(shown_N, starts_R, counts_R, cut.floor_R, HOT * heat, vocab),
+        tail_R=tail_R,
+        hot_tail_R=_hot_tail(shown_N, rows_N, counts_R, cut.floor_R, HOT * heat, vocab),
     )
 
 
-def _most_kept(sampling: Sampling) -> int | None:
-    """How many tokens top-k or min-p can keep at most: min-p keeps only what has a 1/min_p-th of the whole mass."""
-    limits = [] if sampling.top_k is None else [sampling.top_k]
-    if sampling.min_p is not None:
-        limits.append(int(1.0 / sampling.min_p) + 1)
-    return min(limits) if limits else None
+def _shares(logits_RV: torch.Tensor, heat: float) -> tuple[torch.Tensor, Floats]:
+    """Probabilities at temperature `heat`, [R, V], and the log-sum-exp of each row, float64[R].
+
+    torch's softmax is one pass that stays in the cache, and the largest probability is exp(top - lse).
+    """
+    scaled_RV = logits_RV if heat == 1.0 else logits_RV / heat
+    share_RV = torch.softmax(scaled_RV, dim=1)
+    top_R, best_R = (_floats(found.amax(dim=1)) for found in (scaled_RV, share_RV))
+    return share_RV, top_R - np.log(best_R)
+
+
+def _floats(values: torch.Tensor) -> Floats:
+    return np.asarray(values.cpu().numpy(), dtype=np.float64)
+
+
+def _ranks(
+    logits_RV: torch.Tensor,
+    own_R: torch.Tensor,
+    values_N: npt.NDArray[np.float32],
+    rows_N: Indices,
+    floor_R: npt.NDArray[np.float32] | None,
+) -> npt.NDArray[np.int32]:
+    """How many logits of the row are larger than the claimed one.
+
+    Where that one reaches the floor, all that are larger are listed; elsewhere the whole row is counted.
+    """
+    claimed_R = own_R.cpu().numpy()
+    rank_R = np.bincount(rows_N[values_N > claimed_R[rows_N]], minlength=len(claimed_R)).astype(np.int32)
+    below = np.arange(len(claimed_R)) if floor_R is None else np.flatnonzero(claimed_R < floor_R)
+    if len(below):
+        chosen = torch.from_numpy(below).to(logits_RV.device)
+        rank_R[below] = (logits_RV[chosen] > own_R[chosen, None]).sum(dim=1, dtype=torch.int32).cpu().numpy()
+    return rank_R
+
+
+def _min_p_edge(processed_RV: torch.Tensor, min_p: float, heat: float) -> torch.Tensor:
+    """The logit down to which min-p is decided, [R]: its own edge, lower by what still counts as near.
+
+    min-p compares with the largest probability, so the number it keeps has no bound. A filter that stands before the
+    temperature works at temperature 1: the lower of the two edges counts.
+    """
+    return processed_RV.amax(dim=1) + (max(heat, 1.0) * math.log(min_p) - EDGE_WINDOW)
 
 
 def _allowed_tail(sampling: Sampling, tail_mass: float) -> float:
-    """Probability that may stay unlisted: what top-p surely cuts, with room for the edge to move."""
-    if sampling.top_p is not None:
-        return max(tail_mass, (1.0 - sampling.top_p) / 4)
-    return tail_mass
+    """Probability that may stay unlisted. Under top-p it is what surely is cut, also where the edge moves by `_MOVED`.
+
+    Raising all that stands above a token by d/T multiplies the odds of their mass by exp(d/T): see `filters`.
+    """
+    if sampling.top_p is None:
+        return tail_mass
+    odds_left = (1.0 - sampling.top_p) / sampling.top_p * math.exp(-max(_MOVED / sampling.temperature, 1.4))
+    return max(tail_mass, odds_left / (1.0 + odds_left))
 
 
-def _cut_top(processed_RV: torch.Tensor, lse_R: torch.Tensor, heat: float, count: int) -> _Cut:
-    """The `count` largest of each row."""
+def _least_of_largest(processed_RV: torch.Tensor, count: int) -> torch.Tensor:
+    """A logit of each row that at least its `count` largest reach, and few others: float32[R].
+
+    A row is dealt to groups, and `count` of the groups have a maximum that reaches the `count`-th largest maximum.
+    """
     rows, vocab = processed_RV.shape
-    values_RK, ids_RK = (found.cpu().numpy() for found in processed_RV.topk(count, dim=1))
-    weights_RK = np.exp(values_RK.astype(np.float64) / heat - lse_R.cpu().numpy().astype(np.float64)[:, None])
-    flat_RK = ids_RK + np.arange(rows, dtype=np.int64)[:, None] * vocab
-    order_RK = np.argsort(ids_RK, axis=1)
-    whole = count == vocab
-    return _Cut(
-        flat_N=np.take_along_axis(flat_RK, order_RK, axis=1).reshape(-1),
-        values_N=np.take_along_axis(values_RK, order_RK, axis=1).reshape(-1),
-        floor_R=np.full(rows, -np.inf, np.float32) if whole else values_RK[:, -1].copy(),
-        tail_R=np.zeros(rows) if whole else (1.0 - weights_RK.sum(axis=1)).clip(min=0.0),
-    )
+    groups = _GROUPS * count
+    deep = vocab // groups
+    if deep < 2:
+        return processed_RV.topk(count, dim=1).values[:, -1]
+    best_RG = processed_RV[:, : deep * groups].view(rows, deep, groups).amax(dim=1)
+    rest = vocab - deep * groups
+    if rest:
+        best_RG[:, :rest] = torch.maximum(best_RG[:, :rest], processed_RV[:, deep * groups :])
+    if best_RG.device.type != "cpu":
+        return best_RG.topk(count, dim=1).values[:, -1]
+    return torch.from_numpy(np.partition(best_RG.numpy(), groups - count, axis=1)[:, groups - count])
 
 
-def _cut_tail(processed_RV: torch.Tensor, lse_R: torch.Tensor, heat: float, short: int, allowed: float) -> _Cut:
-    """All but a tail of at most `allowed` probability, and at least the `short` largest of each row."""
+def _least_of_likely(share_RV: torch.Tensor, lse_R: Floats, heat: float, allowed: float) -> tuple[torch.Tensor, Floats]:
+    """A logit of each row below which there is at most `allowed` probability, float32[R], and how much at most."""
+    safe = allowed / share_RV.shape[1]
+    left_out_RV = torch.threshold(share_RV.neg(), -_BOLD * safe, 0.0)  # negated, or 0 where the bold threshold lists it
+    tail_R = -_floats(left_out_RV.sum(dim=1))
+    over_R = tail_R > allowed
+    share_R = np.where(over_R, safe, _BOLD * safe)
+    least_R = heat * (lse_R + np.log(share_R)) - _ROUNDING
+    return torch.from_numpy(least_R.astype(np.float32)).to(share_RV.device), np.where(over_R, allowed, tail_R)
+
+
+def _cut_at(processed_RV: torch.Tensor, least_R: torch.Tensor) -> _Cut:
+    """All logits of at least `least_R` but minus infinities."""
     rows, vocab = processed_RV.shape
-    share_RV = torch.exp(processed_RV / heat - lse_R[:, None])
-    safe = allowed / vocab
-    least_R = torch.full_like(lse_R, _BOLD * safe)
-    mask_RV = share_RV >= _BOLD * safe
-    tail_R = share_RV.masked_fill(mask_RV, 0.0).sum(dim=1)
-    over = torch.nonzero(tail_R > allowed)[:, 0]
-    if len(over):
-        least_R[over], tail_R[over] = safe, allowed
-        mask_RV[over] = share_RV[over] >= safe
-    few = torch.nonzero(mask_RV.sum(dim=1, dtype=torch.int32) < short)[:, 0]
-    if len(few):  # room for hotter hypotheses, at little cost
-        least_R[few] = torch.minimum(least_R[few], share_RV[few].topk(short, dim=1).values[:, -1])
-        mask_RV[few] = share_RV[few] >= least_R[few, None]
-    flat_N, values_N = _compressed(processed_RV, mask_RV)
-    floor_R = (heat * (lse_R + torch.log(least_R))).cpu().numpy() + np.float32(1e-4)  # more than rounding takes away
-    whole_R = np.bincount(flat_N // vocab, minlength=rows) == vocab if len(flat_N) >= vocab else np.zeros(rows, bool)
-    return _Cut(
-        flat_N=flat_N,
-        values_N=values_N,
-        floor_R=np.where(whole_R, np.float32(-np.inf), floor_R),
-        tail_R=np.where(whole_R, 0.0, tail_R.cpu().numpy().astype(np.float64)),
-    )
+    flat_N, values_N = _at_least(processed_RV, least_R.clamp(min=_FINITE))
+    floor_R = least_R.cpu().numpy()
+    floor_R[np.bincount(flat_N // vocab, minlength=rows) == vocab] = -np.inf
+    return _Cut(flat_N=flat_N, values_N=values_N, floor_R=floor_R)
 
 
-def _compressed(processed_RV: torch.Tensor, mask_RV: torch.Tensor) -> tuple[Indices, npt.NDArray[np.float32]]:
-    """Flat indices and values of the chosen entries, on the CPU."""
-    if processed_RV.device.type == "cpu":  # numpy finds them twice as fast as torch
-        flat_N = np.flatnonzero(mask_RV.numpy())
-        return flat_N, processed_RV.numpy().reshape(-1)[flat_N]
-    chosen_N = torch.nonzero(mask_RV.reshape(-1))[:, 0]
+def _at_least(processed_RV: torch.Tensor, least_R: torch.Tensor) -> tuple[Indices, npt.NDArray[np.float32]]:
+    """Flat indices and values of the entries of at least `least_R` of their row, on the CPU."""
+    if processed_RV.device.type == "cpu":  # numpy compares and finds them several times as fast as torch
+        values_RV = processed_RV.numpy()
+        flat_N = np.flatnonzero(values_RV >= least_R.numpy()[:, None])
+        return flat_N, values_RV.reshape(-1)[flat_N]
+    chosen_N = torch.nonzero((processed_RV >= least_R[:, None]).reshape(-1))[:, 0]
     return chosen_N.cpu().numpy(), processed_RV.reshape(-1)[chosen_N].cpu().numpy()
 
 
@@ -173,15 +228,18 @@ def _with_claimed(
 
 def _hot_tail(
     values_N: npt.NDArray[np.float32],
-    starts_R: Indices,
+    rows_N: Indices,
     counts_R: Indices,
     floor_R: npt.NDArray[np.float32],
     hot: float,
     vocab: int,
 ) -> Floats:
     """Upper bound on the unlisted probability at temperature `hot`: every unlisted token at the floor."""
+    starts_R = np.cumsum(counts_R) - counts_R
     top_R = np.maximum.reduceat(values_N, starts_R)
-    listed_R = np.add.reduceat(np.exp((values_N - np.repeat(top_R, counts_R)) / np.float32(hot)), starts_R)
+    weights_N = values_N - top_R[rows_N]
+    weights_N /= np.float32(hot)
+    listed_R = np.add.reduceat(np.exp(weights_N, out=weights_N), starts_R)
     unlisted_R = (vocab - counts_R) * np.exp((floor_R - top_R) / hot)
     bound: Floats = unlisted_R / (unlisted_R + listed_R.astype(np.float64))
     return bound

@@ -1,0 +1,101 @@
+"""What a listing promises, against whole sorted rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from veridifr.evidence import HOT
+from veridifr.references.listing import Listing, list_candidates
+from veridifr.trace import Sampling
+
+ROWS, VOCAB = 24, 1500
+
+
+def logits_of(seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    widths = rng.choice([0.05, 1.0, 4.0, 10.0], size=(ROWS, 1)) * scale
+    return (rng.normal(size=(ROWS, VOCAB)) * widths).astype(np.float32)
+
+
+def made(logits_RV: np.ndarray, claimed: np.ndarray, processed: np.ndarray | None = None, **sampling: Any) -> Listing:
+    logits = torch.from_numpy(logits_RV)
+    other = logits if processed is None else torch.from_numpy(processed)
+    return list_candidates(
+        logits, other, torch.from_numpy(claimed), Sampling(**sampling), tail_mass=1e-6, list_bytes=400
+    )
+
+
+def rows_of(listing: Listing) -> list[np.ndarray]:
+    return np.split(listing.ids_N, np.cumsum(listing.counts_R)[:-1])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"temperature": 0.3},
+        {"temperature": 1.6},
+        {"temperature": 0.0},
+        {"top_p": 0.8},
+        {"top_k": 60},
+        {"min_p": 0.02, "temperature": 1.3},
+    ],
+    ids=str,
+)
+def test_what_is_left_out_is_as_stated(sampling: dict[str, Any]) -> None:
+    logits = logits_of(3)
+    claimed = np.argsort(-logits, axis=1)[np.arange(ROWS), np.arange(ROWS) * 60]
+    got = made(logits, claimed, **sampling)
+    heat = sampling.get("temperature", 1.0) or 1.0
+    exact = logits.astype(np.float64)
+    np.testing.assert_allclose(got.lse_R, np.log(np.exp(exact).sum(axis=1)), atol=1e-5)
+    for row, ids in enumerate(rows_of(got)):
+        assert claimed[row] in ids
+        assert (np.diff(ids) > 0).all()
+        out = np.setdiff1d(np.arange(VOCAB), ids)
+        assert got.rank_R[row] == (logits[row] > logits[row, claimed[row]]).sum()
+        assert (logits[row, out] <= got.floor_R[row]).all()
+        assert set(np.argsort(-exact[row])[:43]) <= set(ids.tolist()), "the largest are not all there"
+        for tail, temperature in ((got.tail_R[row], heat), (got.hot_tail_R[row], heat * HOT)):
+            share = np.exp((exact[row] - exact[row].max()) / temperature)
+            assert share[out].sum() / share.sum() <= tail + 1e-6
+        if not sampling or ("temperature" in sampling and len(sampling) == 1 and sampling["temperature"]):
+            assert got.tail_R[row] <= 1e-6
+            assert len(ids) < VOCAB or logits[row].std() < 5
+    at = np.split(got.logits_N, np.cumsum(got.counts_R)[:-1])
+    assert all(
+        (values == logits[row, ids]).all() for row, (ids, values) in enumerate(zip(rows_of(got), at, strict=True))
+    )
+
+
+def test_min_p_keeps_more_than_its_inverse_where_the_row_is_flat() -> None:
+    logits = np.zeros((1, VOCAB), dtype=np.float32)
+    logits[0, 400:] = -30.0  # 400 equal tokens: none has 1/20 of the mass, all have 1/20 of the best one's
+    (ids,) = rows_of(made(logits, np.array([1]), min_p=0.05))
+    assert len(ids) == 400
+
+
+def test_a_cold_row_lists_few_though_shares_underflow() -> None:
+    logits = logits_of(1, scale=40.0)
+    listing = made(logits, logits.argmax(axis=1), temperature=0.05)
+    sharp = logits.std(axis=1) > 10
+    assert (listing.counts_R[sharp] < 200).all()
+
+
+def test_forbidden_tokens_are_not_listed() -> None:
+    logits = logits_of(2)
+    processed = np.full_like(logits, -np.inf)
+    processed[:, 10:15] = logits[:, 10:15]
+    listing = made(logits, np.full(ROWS, 12), processed)
+    assert all(ids.tolist() == [10, 11, 12, 13, 14] for ids in rows_of(listing))
+    assert (listing.floor_R == -np.inf).all()
+    assert (listing.tail_R == 0).all()
+    forbidden = made(
+        logits, np.full(ROWS, 700), processed
+    )  # the claimed one is listed all the same, with its own logit
+    assert all(ids.tolist() == [10, 11, 12, 13, 14, 700] for ids in rows_of(forbidden))
+    assert np.isfinite(forbidden.logits_N).all()
