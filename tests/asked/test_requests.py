@@ -72,6 +72,7 @@ def test_a_choice_of_one_that_was_asked_for_is_forced() -> None:
     item = one(make_trace((3, 3, 3, 3)), asked(allowed_token_ids=[3]))
     assert item.forced
     assert (item.end, item.tokens) == (4, 4)
+    assert not one(make_trace((3, 3, 3, 3)), asked(allowed_token_ids=[3, 4])).forced
 
 
 def test_a_claimed_choice_of_one_does_not_count_against_a_request_without() -> None:

@@ -100,6 +100,23 @@ def test_a_kill_loses_the_last_record_only(tmp_path: Path) -> None:
         assert cut.read_bytes() == whole
 
 
+def test_a_longer_record_cut_short_leaves_nothing_behind(tmp_path: Path) -> None:
+    """What goes on after a kill may be shorter than what the kill left: no rest of it may stay."""
+    made = write(tmp_path / "e", 9)
+    whole = (tmp_path / "e").read_bytes()
+    (tmp_path / "e").write_bytes(whole[:-1])
+    start = evidence_io.scan(tmp_path / "e")[1][made[7].trace_digest].end
+    again = replace(evidence(0), trace_digest="another")
+    writer = EvidenceWriter(tmp_path / "e", HEADER)
+    writer.append(again)
+    writer.close()
+    found = list(evidence_io.read_all(tmp_path / "e"))
+    assert len(found) == 9
+    assert same(found[-1], again)
+    assert (tmp_path / "e").read_bytes()[:start] == whole[:start]
+    assert (tmp_path / "e").stat().st_size == evidence_io.scan(tmp_path / "e")[1]["another"].end < len(whole)
+
+
 def test_a_kill_inside_the_first_record_is_no_reason_to_give_up(tmp_path: Path) -> None:
     made = write(tmp_path / "e", 1)
     whole = (tmp_path / "e").read_bytes()
