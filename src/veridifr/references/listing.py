@@ -30,6 +30,8 @@ _MOVED = 1.0
 _FINITE = float(np.finfo(np.float32).min)
 _ROUNDING = 1e-4
 """More than float32 rounding moves a logit."""
+_LONG = 1024
+"""A larger top-k cuts so little that the tail is listed instead, as without it; above V it is off."""
 _EDGE_ROOM = 16
 """Candidates listed beyond what top-k keeps, so that the cut may move."""
 
@@ -78,11 +80,12 @@ def list_candidates(
     share_RV, heat_lse_R = _shares(processed_RV, heat)
     lse_R = heat_lse_R if heat == 1.0 and same else _shares(logits_RV, 1.0)[1]
     budget = list_bytes // CANDIDATE_BYTES * 7 // 8  # what is listed is about a seventh more
-    short = min(vocab, max(budget, 2, (sampling.top_k or 0) + _EDGE_ROOM))
+    top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k <= _LONG else None
+    short = min(vocab, max(budget, 2, (top_k or 0) + _EDGE_ROOM))
     least_R, tail_R = _least_of_largest(processed_RV, short), None
-    if sampling.min_p is not None and sampling.top_k is None and not sampling.greedy:
+    if sampling.min_p is not None and top_k is None and not sampling.greedy:
         least_R = torch.minimum(least_R, _min_p_edge(processed_RV, sampling.min_p, heat))
-    elif sampling.top_k is None and not sampling.greedy:
+    elif top_k is None and not sampling.greedy:
         likely_R, tail_R = _least_of_likely(share_RV, heat_lse_R, heat, _allowed_tail(sampling, tail_mass))
         least_R = torch.minimum(least_R, likely_R)
         tail_R = tail_R if sampling.top_p is None else None  # top-p needs the very mass, not a bound on it
