@@ -63,7 +63,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     Raises `TraceError` for no or duplicate traces and `CalibrationError` for a calibration made for something else; a
     sampler that cannot be replayed is not an error but the verdict `unsupported`.
     """
-    _check(traces, alpha)
+    _check(traces, requests, alpha)
     rng = np.random.default_rng(seed)
     # (1) one record and one setting for the whole audit, from what is stated and before any token is looked at
     record = engine or _commonest([trace.engine for trace in traces], requests)
@@ -126,12 +126,13 @@ def _settle(planned: Sequence[Planned], vocab_size: int) -> tuple[Trace, Inferen
     return refused or why
 
 
-def _check(traces: Sequence[Trace], alpha: float) -> None:
+def _check(traces: Sequence[Trace], requests: Sequence[Trace] | None, alpha: float) -> None:
     if not 0.0 < alpha < 0.5:
         raise TraceError(f"alpha: got {alpha}, expected above 0 and below 0.5")
-    twice = [name for name, count in Counter(trace.id for trace in traces).items() if count > 1]
-    if twice:
-        raise TraceError(f"id: {twice[0]!r} names more than one sequence")
+    for where, sequences in (("", traces), ("requests: ", requests or ())):
+        twice = [name for name, count in Counter(trace.id for trace in sequences).items() if count > 1]
+        if twice:
+            raise TraceError(f"{where}id: {twice[0]!r} names more than one sequence")
 
 
 def _fresh_prompts(items: Sequence[ScoredItem], calibration: Calibration) -> bool:

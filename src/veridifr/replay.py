@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -62,7 +63,7 @@ class Replayer:
                 if found is None or found.temperature != listing_temperature(trace.sampling):
                     rest.append(trace)
                 else:
-                    yield by_trace[id(trace)], found
+                    yield by_trace[id(trace)], replace(found, trace_id=trace.id)
             for trace, evidence in _matched(rest, self.reference.evidence(rest)):
                 writer.append(evidence)
                 yield by_trace[id(trace)], evidence

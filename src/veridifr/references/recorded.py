@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from veridifr import evidence_io
@@ -42,4 +43,5 @@ class RecordedReference(Reference):
                     f"{self._path}: sequence {trace.id!r}: temperature: listed for {found.temperature:g}, "
                     f"the trace claims {heat:g}; replay it again"
                 )
-            yield found
+            # The file knows token ids; under which name a sequence was recorded says nothing about who claims it.
+            yield replace(found, trace_id=trace.id)
