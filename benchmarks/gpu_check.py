@@ -19,11 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import _results
 import numpy as np
 import torch
 import transformers
 
+import _results
 from veridifr import demo
 from veridifr.auditing import audit
 from veridifr.calibration_io import read_calibration

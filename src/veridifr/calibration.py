@@ -216,7 +216,11 @@ def _score_stack(
     stack: HonestTraces, first: Trace, reference: Reference, replayer: Replayer
 ) -> tuple[str, list[_Scored]]:
     head = stack.traces[0]
+    seen: set[str] = set()
     for trace in stack.traces:
+        if trace.id in seen:
+            raise CalibrationError(f"calibration: {stack.name}: id: {trace.id!r} names more than one sequence")
+        seen.add(trace.id)
         where = f"calibration: {stack.name}: sequence {trace.id!r}"
         if distribution_of(trace.sampling) != distribution_of(first.sampling):
             raise CalibrationError(f"{where}: sampling: differs from {first.id!r}; one calibration, one setting")

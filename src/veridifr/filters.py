@@ -27,6 +27,8 @@ from veridifr.trace import Sampling
 
 Floats = npt.NDArray[np.float64]
 _TINY = 1e-12
+EDGE_WINDOW = 2.0
+"""Candidates further than this many logits outside the kept set cannot win and get no noise."""
 
 
 @dataclass(frozen=True, kw_only=True)

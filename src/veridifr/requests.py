@@ -94,7 +94,8 @@ def _one(
     if not len(trace.output_token_ids):
         return out("output_token_ids: empty")
     # A choice of one is no evidence only where the verifier asked for it; a provider's word does not remove evidence.
-    forced = sampling.allowed_token_ids is not None and len(sampling.allowed_token_ids) == 1
+    only = sampling.allowed_token_ids
+    forced = only is not None and len(only) == 1 and bool((trace.output_token_ids == only[0]).all())
     if forced and not asked:
         return out("sampling.allowed_token_ids: one token, by the provider's word only")
     return Planned(

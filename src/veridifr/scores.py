@@ -24,8 +24,6 @@ from veridifr.trace import Sampling
 Floats = npt.NDArray[np.float64]
 GAP_CAP = 32.0
 """Gaps are cut to this many logits: beyond it nothing distinguishes them."""
-EDGE_WINDOW = 2.0
-"""Candidates further than this many logits outside the kept set cannot win and get no noise."""
 WINNER_WINDOW = 8.0
 """Contenders kept for the likelihood: within this many logits of the best perturbed score."""
 

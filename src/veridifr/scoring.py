@@ -19,9 +19,9 @@ import numpy.typing as npt
 from veridifr.contracts.base import Stream
 from veridifr.errors import UnsupportedError
 from veridifr.evidence import TAIL_MASS, Evidence, claimed_index
-from veridifr.filters import filters_on, membership
+from veridifr.filters import EDGE_WINDOW, filters_on, membership
 from veridifr.processors import needs_processing, process
-from veridifr.scores import EDGE_WINDOW, GAP_CAP, NEAR, WINNER_WINDOW, Contenders, Floats, Hypothesis, Scores, Status
+from veridifr.scores import GAP_CAP, NEAR, WINNER_WINDOW, Contenders, Floats, Hypothesis, Scores, Status
 from veridifr.trace import Trace
 
 Indices = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from veridifr.evidence import CANDIDATE_BYTES, HOT
-from veridifr.scores import EDGE_WINDOW
+from veridifr.filters import EDGE_WINDOW
 from veridifr.trace import Sampling
 
 Floats = npt.NDArray[np.float64]
