@@ -1,4 +1,4 @@
-"""What all benchmarks share: a results file with its provenance, and the check that its figures follow from its raw data."""
+"""What all benchmarks share: results with their provenance, and the check that figures follow from raw data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Compute = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 def write(path: Path, raw: Mapping[str, Any], compute: Compute) -> dict[str, Any]:
-    """Write a results file: figures computed from `raw`, `raw` itself, and where they come from. Returns the figures."""
+    """Write a results file: figures computed from `raw`, `raw` itself, and where they come from. The figures."""
     plain = json.loads(json.dumps(raw))  # figures must follow from what is in the file
     document = {
         "figures": compute(plain),
