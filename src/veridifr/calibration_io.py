@@ -138,9 +138,7 @@ def _statistic(value: object) -> NoiseMixture:
 def _stack(index: int, value: object, edges: Sequence[int]) -> Stack:
     where = f"stacks[{index}]"
     fields = _Fields(where, value)
-    digest = fields.take("traces_digest")
-    if digest is not None and not isinstance(digest, str):
-        raise CalibrationError(f"{where}.traces_digest: expected a string or null")
+    digest = None if fields.take("traces_digest") is None else fields.text("traces_digest")
     found = Stack(
         name=fields.text("name"),
         contract=fields.text("contract"),
