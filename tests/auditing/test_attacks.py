@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recorded import SHORT, TOKENS, Recorded
 
+from recorded import SHORT, TOKENS, Recorded
 from veridifr import auditing
 from veridifr.auditing import audit
 from veridifr.errors import CalibrationError
@@ -48,7 +48,9 @@ ATTACKS: dict[str, Callable[[list[Trace]], list[Trace]]] = {
     "returns nothing": lambda traces: [],
     "returns half of what was asked for": lambda traces: traces[::2],
     "returns empty outputs": lambda traces: [with_output(t, []) for t in traces],
-    "says that half of its tokens were forced": lambda traces: claim(traces[::2], allowed_token_ids=(7,)) + traces[1::2],
+    "says that half of its tokens were forced": lambda traces: (
+        claim(traces[::2], allowed_token_ids=(7,)) + traces[1::2]
+    ),
     "says that all of its tokens were forced": lambda traces: claim(traces, allowed_token_ids=(7,)),
     "puts forced marks in the trace": lambda traces: [replace(t, extra={"forced": [True] * TOKENS}) for t in traces],
     "claims a setting that nobody knows": lambda traces: claim(traces, extra={"watermark": 1}),
@@ -154,7 +156,7 @@ def test_sequences_that_nobody_asked_for_are_ignored_and_said(recorded: Recorded
 
 
 def test_the_requests_settings_are_what_is_scored(recorded: Recorded) -> None:
-    """An honest provider that reports nonsense is still honest; a hot one that confesses is still not what was bought."""
+    """An honest provider that reports nonsense is honest; a hot one that confesses is still not what was bought."""
     nonsense = [replace(t, sampling=replace(t.sampling, seed=i, top_k=3)) for i, t in enumerate(recorded["v1"])]
     assert run(recorded, nonsense, requests=asked(recorded["v1"])).verdict is Verdict.CONSISTENT
     confessed = claim(recorded["temp1.1"], temperature=1.1)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recorded import Recorded
 
+from recorded import Recorded
 from veridifr.auditing import audit
 from veridifr.errors import CalibrationError, TraceError
 from veridifr.finding import Verdict

@@ -9,8 +9,8 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from recorded import Recorded, cut
 
+from recorded import Recorded, cut
 from veridifr import report
 from veridifr.auditing import audit
 from veridifr.calibration_io import read_calibration
@@ -179,7 +179,7 @@ def test_a_missing_seed_is_unsupported(recorded: Recorded) -> None:
 
 
 def test_lengths_are_matched(recorded: Recorded) -> None:
-    """Half of the outputs are short: no honest sequence stands in two strata, and none is compared at another length."""
+    """Half of the outputs are short: no honest sequence stands in two strata."""
     mixed = recorded["v1"][:12] + [cut(trace, 24) for trace in recorded["short"][12:]]
     finding = run(recorded, mixed)
     complete(finding)
