@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from veridifr.contracts.registry import infer
+from veridifr.errors import UnsupportedError
 from veridifr.finding import Alternative, Diagnosis, Interval
 from veridifr.hypotheses import (
     NUMERIC,
@@ -45,6 +47,8 @@ _FIRST = 2
 """Sequences of the first half on which every candidate is tried."""
 _FEW = 6
 """Sequences on which the candidates are tried that those left over, and on which values are refined."""
+_SAME = 1.0
+"""Nats in all, summed over sequences without sign, within which two contracts are taken for one."""
 _HOPELESS = 40.0
 """Nats per sequence behind the best candidate of all at which one that is not the best of its code is dropped."""
 _REFINED = 7
@@ -77,14 +81,40 @@ def diagnose(items: Sequence[ScoredSequence], statistic: NoiseMixture, rng: np.r
     tried = tuple(_alternative(cause, claim_S, tokens) for cause in ranked)
     if not ranked or not _leads(ranked[0].held_out_S - claim_S):
         return Diagnosis(code="unexplained", sentence="No single cause that was tried explains it.", alternatives=tried)
-    best, others = ranked[0], ranked[1:]
-    if others and not _leads(best.held_out_S - others[0].held_out_S):
+    same = [cause for cause in ranked if _same_noise(cause, ranked[0])]
+    best = _in_use(same, items[0])
+    rivals = [cause for cause in ranked if cause not in same]
+    if rivals and not _leads(best.held_out_S - rivals[0].held_out_S):
         return Diagnosis(
             code="unexplained",
-            sentence=f"{_named(best)} and {_named(others[0])} explain it about equally well.",
+            sentence=f"{_named(best)} and {_named(rivals[0])} explain it about equally well.",
             alternatives=tried,
         )
-    return _diagnosis(best, items, statistic, rng, tried)
+    named = _diagnosis(best, items, statistic, rng, tried)
+    twins = " or ".join(cause.candidate.label for cause in same if cause is not best)
+    return replace(named, sentence=f"{named.sentence} {twins} would do as well.") if twins else named
+
+
+def _same_noise(one: _Cause, other: _Cause) -> bool:
+    """Whether two contracts draw the same noise for these tokens: vllm-v2-a, -b and -d differ in rare values only."""
+    if one is other:
+        return True
+    both = one.candidate.code == other.candidate.code == "sampler_contract"
+    return both and float(np.abs(one.held_out_S - other.held_out_S).sum()) < _SAME
+
+
+def _in_use(same: Sequence[_Cause], item: ScoredSequence) -> _Cause:
+    """Of contracts that draw the same noise the one that the record's engine and version have, under any runner."""
+    engine = replace(item.trace.engine, sampler=None)
+    for runner in (engine.runner, "v1", "v2"):
+        try:
+            found = infer(replace(engine, runner=runner), item.claim.sampling, item.evidence.vocab_size).contract.id
+        except UnsupportedError:
+            continue
+        for cause in same:
+            if cause.candidate.label == found:
+                return cause
+    return same[0]
 
 
 def _leads(difference_S: Floats) -> bool:

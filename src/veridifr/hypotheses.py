@@ -30,7 +30,8 @@ TEMPERATURES = (
 # fmt: on
 """Multiples of the claimed temperature that are tried before refining; 0 is greedy decoding."""
 TOP_P = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, None)
-TOP_K = (1, 2, 5, 10, 20, 30, 40, 50, 64, 80, 100, None)
+TOP_K = (2, 5, 10, 20, 30, 40, 50, 64, 80, 100, None)
+"""A top-k of 1 is greedy decoding, which is a temperature of 0 here: one cause must not compete with itself."""
 NUMERIC = ("temperature", "top_p", "top_k")
 """Codes with a value that can be refined between the values of the first round."""
 TOP_K_END = 400
@@ -153,7 +154,7 @@ def between(claim: Hypothesis, code: str, low: float, high: float, count: int) -
     """`count` values evenly from `low` to `high`, or fewer where they coincide or cannot be: top_k is an integer."""
     values = np.linspace(low, high, count)
     if code == "top_k":
-        values = np.unique(np.maximum(1, np.round(values)))
+        values = np.unique(np.maximum(2, np.round(values)))
     elif code == "top_p":
         values = values[(values > 0.0) & (values < 1.0)]
     else:
