@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from veridifr.evidence import HOT
-from veridifr.references.listing import Listing, list_candidates
+from veridifr.references.listing import Listing, joined, list_candidates
 from veridifr.trace import Sampling
 
 ROWS, VOCAB = 24, 1500
@@ -99,3 +100,14 @@ def test_forbidden_tokens_are_not_listed() -> None:
     )  # the claimed one is listed all the same, with its own logit
     assert all(ids.tolist() == [10, 11, 12, 13, 14, 700] for ids in rows_of(forbidden))
     assert np.isfinite(forbidden.logits_N).all()
+
+
+def test_listings_joined_are_their_rows_one_after_another() -> None:
+    logits = logits_of(4)  # its flat rows outgrow the room made at first
+    claimed = logits.argmin(axis=1)
+    whole = made(logits, claimed)
+    parts = [made(logits[low : low + 5], claimed[low : low + 5]) for low in range(0, ROWS, 5)]
+    got = joined(iter(parts), ROWS)
+    assert len(got.ids_N) > 300 * ROWS
+    for field in fields(Listing):
+        np.testing.assert_array_equal(getattr(got, field.name), getattr(whole, field.name), err_msg=field.name)

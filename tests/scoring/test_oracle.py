@@ -14,8 +14,8 @@ from scoring.oracle import Token, brute_force
 from veridifr import scoring
 from veridifr.contracts.registry import CONTRACTS
 from veridifr.evidence import Evidence, claimed_index
-from veridifr.references.hf import _join
-from veridifr.references.listing import list_candidates
+from veridifr.references.hf import evidence_of
+from veridifr.references.listing import joined, list_candidates
 from veridifr.scores import NEAR, Hypothesis, Scores, Status
 from veridifr.scoring import score
 from veridifr.trace import EngineRecord, Sampling, Trace
@@ -74,7 +74,7 @@ def listed(trace: Trace, logits_TV: np.ndarray, list_bytes: int = 256) -> Eviden
         block = logits[low : low + 15]
         claimed = torch.from_numpy(trace.output_token_ids[low : low + 15].astype(np.int64))
         parts.append(list_candidates(block, block, claimed, trace.sampling, tail_mass=1e-6, list_bytes=list_bytes))
-    return _join(trace, VOCAB, parts).validate()
+    return evidence_of(trace, VOCAB, joined(parts, TOKENS)).validate()
 
 
 def scored(trace: Trace, evidence: Evidence, contract: Any) -> Scores:

@@ -15,7 +15,7 @@ from veridifr.errors import ReferenceError, require
 from veridifr.evidence import Evidence, evidence_key, listing_temperature
 from veridifr.processors import needs_processing, process
 from veridifr.references import Reference, ReferenceSettings
-from veridifr.references.listing import Listing, list_candidates
+from veridifr.references.listing import Listing, joined, list_candidates
 from veridifr.trace import Sampling, Trace
 
 _POINTWISE: tuple[Stage, ...] = (
@@ -143,18 +143,21 @@ class HfReference(Reference):
         return cast(torch.Tensor, output.last_hidden_state)
 
     def _list(self, trace: Trace, hidden_TD: torch.Tensor) -> Evidence:
+        listing = joined(self._listings(trace, hidden_TD), len(trace.output_token_ids))
+        return evidence_of(trace, self.vocab_size, listing)
+
+    def _listings(self, trace: Trace, hidden_TD: torch.Tensor) -> Iterator[Listing]:
+        """Consecutive rows, listed chunk by chunk."""
         tokens = len(trace.output_token_ids)
         claimed_T = torch.from_numpy(trace.output_token_ids.astype(np.int64)).to(self._device)
         rows = max(1, self._settings.logit_elements // self.vocab_size)
-        parts: list[Listing] = []
         for start in range(0, tokens, rows):
             stop = min(tokens, start + rows)
             logits_RV = self._head(hidden_TD[start:stop]).float()
             processed_RV = logits_RV
             if needs_processing(trace.sampling):
                 processed_RV = _processed(logits_RV, trace, start, self.eos_ids)
-            parts += self._list_rows(trace.sampling, logits_RV, processed_RV, claimed_T[start:stop])
-        return _join(trace, self.vocab_size, parts)
+            yield from self._list_rows(trace.sampling, logits_RV, processed_RV, claimed_T[start:stop])
 
     def _list_rows(
         self, sampling: Sampling, logits_RV: torch.Tensor, processed_RV: torch.Tensor, claimed_R: torch.Tensor
@@ -219,21 +222,21 @@ def _processed(logits_RV: torch.Tensor, trace: Trace, start: int, eos_ids: tuple
     return torch.from_numpy(np.asarray(values, dtype=np.float32).reshape(rows, vocab)).to(logits_RV.device)
 
 
-def _join(trace: Trace, vocab_size: int, parts: Sequence[Listing]) -> Evidence:
-    counts = np.concatenate([part.counts_R for part in parts])
+def evidence_of(trace: Trace, vocab_size: int, listing: Listing) -> Evidence:
+    """The listing of all output tokens of a trace, as evidence."""
     return Evidence(
         trace_id=trace.id,
         trace_digest=evidence_key(trace),
         vocab_size=vocab_size,
         temperature=listing_temperature(trace.sampling),
-        offsets_T1=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        ids_N=np.concatenate([part.ids_N for part in parts]),
-        logits_N=np.concatenate([part.logits_N for part in parts]),
-        lse_T=np.concatenate([part.lse_R for part in parts]),
-        rank_T=np.concatenate([part.rank_R for part in parts]),
-        floor_T=np.concatenate([part.floor_R for part in parts]),
-        tail_T=np.concatenate([part.tail_R for part in parts]),
-        hot_tail_T=np.concatenate([part.hot_tail_R for part in parts]),
+        offsets_T1=np.concatenate([[0], np.cumsum(listing.counts_R)]).astype(np.int64),
+        ids_N=listing.ids_N,
+        logits_N=listing.logits_N,
+        lse_T=listing.lse_R,
+        rank_T=listing.rank_R,
+        floor_T=listing.floor_R,
+        tail_T=listing.tail_R,
+        hot_tail_T=listing.hot_tail_R,
     )
 
 

@@ -8,7 +8,9 @@ own edge, or one on the probability where the tail has to be small.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,8 @@ _BOLD = 8.0
 """A threshold this many times the safe one, allowed / V, nearly always leaves out no more than is allowed."""
 _GROUPS = 4
 """Groups per candidate wanted, for the threshold that the largest reach: it then lets about a seventh more through."""
+_ROOM = 192
+"""Candidates per row for which there is room at first when listings are joined."""
 _MOVED = 1.0
 """How far, in logits, the edge of top-p may move without reaching unlisted tokens."""
 _FINITE = float(np.finfo(np.float32).min)
@@ -246,3 +250,26 @@ def _hot_tail(
     unlisted_R = (vocab - counts_R) * np.exp((floor_R - top_R) / hot)
     bound: Floats = unlisted_R / (unlisted_R + listed_R.astype(np.float64))
     return bound
+
+
+def joined(parts: Iterable[Listing], rows: int) -> Listing:
+    """Listings of consecutive rows, `rows` in all, as one.
+
+    Each part is copied out as soon as it is made: small arrays that outlive the logits they came from would pin the
+    holes that those leave in the heap, and memory would grow by whole blocks of logits.
+    """
+    kinds = {"counts_R": np.int64, "rank_R": np.int32, "floor_R": np.float32}
+    kinds |= dict.fromkeys(("lse_R", "tail_R", "hot_tail_R"), np.float64)
+    by_row: dict[str, npt.NDArray[Any]] = {name: np.empty(rows, dtype=kind) for name, kind in kinds.items()}
+    ids_N, logits_N = np.empty(rows * _ROOM, dtype=np.int32), np.empty(rows * _ROOM, dtype=np.float32)
+    row = filled = 0
+    for part in parts:
+        end, full = row + len(part.counts_R), filled + len(part.ids_N)
+        if full > len(ids_N):
+            ids_N, logits_N = (np.concatenate([old, np.empty(full, dtype=old.dtype)]) for old in (ids_N, logits_N))
+        ids_N[filled:full], logits_N[filled:full] = part.ids_N, part.logits_N
+        for name, values in by_row.items():
+            values[row:end] = getattr(part, name)
+        row, filled = end, full
+        del part  # before the next one is made
+    return Listing(ids_N=ids_N[:filled].copy(), logits_N=logits_N[:filled].copy(), **by_row)
