@@ -114,7 +114,7 @@ def _test(
     chance, further = _power(places_N, calibration, alpha, rng)
     return TestSummary(
         name="two-sample permutation test over sequences, largest p over the honest stacks",
-        statistic="score of a sequence (excess logit noise), nats",
+        statistic="score of a sequence (excess logit noise, cut at 40), nats",
         permutations=permutations,
         stacks=tuple(results),
         detect_sigma=calibration.detect_sigma,
@@ -141,7 +141,7 @@ def _power(
 
 def _conclude(summary: TestSummary, p_value: float, covered: float, alpha: float) -> tuple[Verdict, str, str | None]:
     if p_value <= alpha:
-        why = f"An honest provider would score this high in at most {p_value:.2g} of audits."
+        why = f"Its sequences score higher than those of every honest stack (largest p {p_value:.2g}, alpha {alpha:g})."
         return Verdict.DIVERGENT, why, None
     if covered < COVERAGE:
         why = f"Only {covered:.1%} of the tokens asked for could be scored; {COVERAGE:.0%} are needed."
