@@ -24,8 +24,8 @@ def write(path: Path, raw: Mapping[str, Any], compute: Compute) -> dict[str, Any
     document = {
         "figures": compute(plain),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted": sorted(line[3:] for line in _git("status", "--porcelain", "--", "src").splitlines()),
+        "commit": _COMMIT,
+        "uncommitted": _UNCOMMITTED,
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": _hardware(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -71,6 +71,11 @@ def _arguments() -> list[str]:
 def _git(*words: str) -> str:
     done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     return done.stdout.rstrip("\n") if done.returncode == 0 else "not known"
+
+
+# Taken when the benchmark starts: a long run outlives the commit that it runs.
+_COMMIT = _git("rev-parse", "HEAD")
+_UNCOMMITTED = sorted(line[3:] for line in _git("status", "--porcelain", "--", "src").splitlines())
 
 
 def _versions() -> dict[str, str]:
