@@ -86,14 +86,15 @@ def list_candidates(
     budget = list_bytes // CANDIDATE_BYTES * 7 // 8  # what is listed is about a seventh more
     top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k <= _LONG else None
     short = min(vocab, max(budget, 2, (top_k or 0) + _EDGE_ROOM))
-    least_R, tail_R = _least_of_largest(processed_RV, short), None
-    if sampling.min_p is not None and top_k is None and not sampling.greedy:
-        least_R = torch.minimum(least_R, _min_p_edge(processed_RV, sampling.min_p, heat))
-    elif top_k is None and not sampling.greedy:
-        likely_R, tail_R = _least_of_likely(share_RV, heat_lse_R, heat, _allowed_tail(sampling, tail_mass))
-        least_R = torch.minimum(least_R, likely_R)
+    largest_R, tail_R = _least_of_largest(processed_RV, short), None
+    if sampling.greedy or sampling.top_k is not None:
+        cut = _cut_at(processed_RV, largest_R)
+    elif sampling.min_p is not None:
+        cut = _cut_at(processed_RV, torch.minimum(largest_R, _min_p_edge(processed_RV, sampling.min_p, heat)))
+    else:
+        allowed = _allowed_tail(sampling, tail_mass)
+        cut, tail_R = _cut_tail(processed_RV, share_RV, heat_lse_R, heat, largest_R, allowed)
         tail_R = tail_R if sampling.top_p is None else None  # top-p needs the very mass, not a bound on it
-    cut = _cut_at(processed_RV, least_R)
     own_R = logits_RV.gather(1, claimed_R[:, None])[:, 0]
     shown_own_R = own_R if same else processed_RV.gather(1, claimed_R[:, None])[:, 0]
     wanted_R = np.arange(rows, dtype=np.int64) * vocab + claimed_R.cpu().numpy()
@@ -191,15 +192,24 @@ def _least_of_largest(processed_RV: torch.Tensor, count: int) -> torch.Tensor:
     return torch.from_numpy(np.partition(best_RG.numpy(), groups - count, axis=1)[:, groups - count])
 
 
-def _least_of_likely(share_RV: torch.Tensor, lse_R: Floats, heat: float, allowed: float) -> tuple[torch.Tensor, Floats]:
-    """A logit of each row below which there is at most `allowed` probability, float32[R], and how much at most."""
-    safe = allowed / share_RV.shape[1]
-    left_out_RV = torch.threshold(share_RV.neg(), -_BOLD * safe, 0.0)  # negated, or 0 where the bold threshold lists it
-    tail_R = -_floats(left_out_RV.sum(dim=1))
-    over_R = tail_R > allowed
-    share_R = np.where(over_R, safe, _BOLD * safe)
-    least_R = heat * (lse_R + np.log(share_R)) - _ROUNDING
-    return torch.from_numpy(least_R.astype(np.float32)).to(share_RV.device), np.where(over_R, allowed, tail_R)
+def _cut_tail(
+    processed_RV: torch.Tensor, share_RV: torch.Tensor, lse_R: Floats, heat: float, most_R: torch.Tensor, allowed: float
+) -> tuple[_Cut, Floats]:
+    """All but a tail of at most `allowed` probability, all of at least `most_R`; and what the tail holds at most."""
+    vocab = share_RV.shape[1]
+    bold = _BOLD * allowed / vocab
+    likely_R = heat * (lse_R + math.log(bold)) - _ROUNDING
+    least_R = torch.minimum(most_R, torch.from_numpy(likely_R.astype(np.float32)).to(most_R.device))
+    cut = _cut_at(processed_RV, least_R)
+    # Cut to the bold threshold, what is listed counts as so much each; the rest is the tail. No mask has to be stored.
+    rows_N = cut.flat_N // vocab
+    listed_R = np.bincount(rows_N[cut.values_N >= likely_R[rows_N]], minlength=len(lse_R))
+    tail_R = (_floats(share_RV.clamp(max=bold).sum(dim=1)) - bold * listed_R).clip(min=0.0)
+    over = np.flatnonzero(tail_R > allowed)
+    if len(over):
+        least_R[torch.from_numpy(over).to(least_R.device)] -= heat * math.log(_BOLD)
+        cut, tail_R[over] = _cut_at(processed_RV, least_R), allowed
+    return cut, tail_R
 
 
 def _cut_at(processed_RV: torch.Tensor, least_R: torch.Tensor) -> _Cut:
@@ -266,7 +276,10 @@ def joined(parts: Iterable[Listing], rows: int) -> Listing:
     for part in parts:
         end, full = row + len(part.counts_R), filled + len(part.ids_N)
         if full > len(ids_N):
-            ids_N, logits_N = (np.concatenate([old, np.empty(full, dtype=old.dtype)]) for old in (ids_N, logits_N))
+            more = np.empty(
+                full * (rows + 1) // end, dtype=np.int32
+            )  # as much as the rows so far make likely, and half
+            ids_N, logits_N = np.concatenate([ids_N, more]), np.concatenate([logits_N, more.view(np.float32)])
         ids_N[filled:full], logits_N[filled:full] = part.ids_N, part.logits_N
         for name, values in by_row.items():
             values[row:end] = getattr(part, name)
