@@ -163,7 +163,8 @@ def _too_little(summary: TestSummary, alpha: float) -> tuple[str, str]:
         why = f"So few sequences cannot give a p-value below {floor:.2g}, and {alpha:g} is asked for."
     if summary.further_sequences is None:
         return why, "Enlarge the calibration, or audit for a larger deviation (calibrate --detect sigma=...)."
-    return why, f"Audit about {summary.further_sequences} further sequences of this length."
+    count = summary.further_sequences
+    return why, f"Audit about {count} further {'sequence' if count == 1 else 'sequences'} of this length."
 
 
 def _strata(
