@@ -89,6 +89,7 @@ def test_too_little_power_is_undecided_and_says_how_much_to_buy(recorded: Record
     assert finding.reason.startswith(f"Logit noise of {calibration.detect_sigma:.3g} would have shown")
     assert finding.test.further_sequences is not None and finding.test.further_sequences >= 1
     assert finding.next_step == f"Audit about {finding.test.further_sequences} further sequences of this length."
+    assert finding.test.further_sequences > 1
     assert finding.diagnosis.code == "none"
     assert run(recorded, recorded["v1"], calibration=calibration).test.power > finding.test.power
 
@@ -105,7 +106,9 @@ def test_a_floor_above_alpha_decides_nothing(recorded: Recorded, name: str, coun
     assert max(floors) > alpha
     assert finding.verdict is Verdict.UNDECIDED
     assert "So few sequences cannot give a p-value below" in finding.reason
-    assert finding.test.further_sequences is not None and finding.test.further_sequences >= 1
+    further = finding.test.further_sequences
+    assert further is not None and further >= 1
+    assert finding.next_step == f"Audit about {further} further sequence{'s' * (further > 1)} of this length."
     assert finding.p_value is not None and finding.p_value >= max(floors)
 
 
