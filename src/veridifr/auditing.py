@@ -78,6 +78,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         model=traces[0].model if traces else "",
         record=record,
         planned=planned,
+        quiet=replayer is None or replayer.quiet,
     )
     if isinstance(settled, str):
         left_out = {item.id: item.reason or settled for item in planned}
@@ -191,6 +192,7 @@ class _Run:
     model: str
     record: EngineRecord
     planned: Sequence[Planned]
+    quiet: bool
 
     def finding(
         self,
@@ -206,7 +208,8 @@ class _Run:
         speaking = [item for item in items if item.speaks]
         diagnosis = Diagnosis()
         if divergent:
-            diagnosis = diagnose([item.scored for item in speaking], self.calibration.statistic, self.rng)
+            scored = [item.scored for item in speaking]
+            diagnosis = diagnose(scored, self.calibration.statistic, self.rng, quiet=self.quiet)
         return Finding(
             verdict=judgement.verdict,
             alpha=self.alpha,

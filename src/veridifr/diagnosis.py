@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from veridifr.contracts.registry import infer
 from veridifr.errors import UnsupportedError
@@ -51,6 +52,8 @@ _SAME = 1.0
 """Nats in all, summed over sequences without sign, within which two contracts are taken for one."""
 _HOPELESS = 40.0
 """Nats per sequence behind the best candidate of all at which one that is not the best of its code is dropped."""
+_BAR_DELAY = 2.0
+"""Seconds before a progress bar shows."""
 _REFINED = 7
 _STEPS = {"temperature": 0.00125, "top_p": 0.0025, "top_k": 1.0}
 """Steps in which a named cause's value is estimated; of the temperature, relative to it."""
@@ -65,8 +68,13 @@ class _Cause:
     held_out_S: Floats
 
 
-def diagnose(items: Sequence[ScoredSequence], statistic: NoiseMixture, rng: np.random.Generator) -> Diagnosis:
-    """The cause that fits best, `forward_pass` and the sampling causes on equal terms; `unexplained` if none does."""
+def diagnose(
+    items: Sequence[ScoredSequence], statistic: NoiseMixture, rng: np.random.Generator, *, quiet: bool = True
+) -> Diagnosis:
+    """The cause that fits best, `forward_pass` and the sampling causes on equal terms; `unexplained` if none does.
+
+    `quiet` hides the progress bar.
+    """
     if len(items) < FEWEST:
         return Diagnosis(
             code="unexplained", sentence=f"Naming a cause takes at least {FEWEST} sequences; there are {len(items)}."
@@ -75,7 +83,7 @@ def diagnose(items: Sequence[ScoredSequence], statistic: NoiseMixture, rng: np.r
     fit = [items[i] for i in order[: len(order) // 2]]
     held = [items[i] for i in order[len(order) // 2 :]]
     claim_S = _claim(held, statistic)
-    causes = _causes(fit, held, statistic)
+    causes = _causes(fit, held, statistic, quiet)
     tokens = sum(item.evidence.tokens for item in held)
     ranked = sorted(causes, key=lambda cause: -float(cause.held_out_S.sum()))
     tried = tuple(_alternative(cause, claim_S, tokens) for cause in ranked)
@@ -128,9 +136,11 @@ def _claim(items: Sequence[ScoredSequence], statistic: NoiseMixture) -> Floats:
     return np.array([log_likelihoods(i.scores, sigma, epsilon=statistic.epsilon).sum() for i in items])
 
 
-def _causes(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: NoiseMixture) -> list[_Cause]:
+def _causes(
+    fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: NoiseMixture, quiet: bool
+) -> list[_Cause]:
     """The best candidate of each code (each contract on its own) that is not hopeless on `fit`, evaluated on `held`."""
-    ranked = _shortlist(fit[:_FEW], statistic)
+    ranked = _shortlist(fit[:_FEW], statistic, quiet)
     causes = [_forward_pass(fit, held, statistic)]
     for candidate in ranked[: FINALISTS - 1]:
         chosen = _refine(fit[:_FEW], candidate, statistic)
@@ -140,10 +150,11 @@ def _causes(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], stati
     return causes
 
 
-def _shortlist(items: Sequence[ScoredSequence], statistic: NoiseMixture) -> list[Candidate]:
+def _shortlist(items: Sequence[ScoredSequence], statistic: NoiseMixture, quiet: bool) -> list[Candidate]:
     """The best candidate of each code (each contract on its own) on `items`, the likeliest first."""
     first: list[tuple[float, Candidate]] = []
-    for candidate in candidates(items[0].claim):
+    tried = list(candidates(items[0].claim))
+    for candidate in tqdm(tried, desc="look for the cause", delay=_BAR_DELAY, disable=quiet or None):
         if candidate.code != "forward_pass":
             values = _per_sequence(items[:_FIRST], candidate, statistic)
             if values is not None:
