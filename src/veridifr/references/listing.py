@@ -216,7 +216,7 @@ def _cut_at(processed_RV: torch.Tensor, least_R: torch.Tensor) -> _Cut:
     """All logits of at least `least_R` but minus infinities."""
     rows, vocab = processed_RV.shape
     flat_N, values_N = _at_least(processed_RV, least_R.clamp(min=_FINITE))
-    floor_R = least_R.cpu().numpy()
+    floor_R = least_R.cpu().numpy().copy()
     floor_R[np.bincount(flat_N // vocab, minlength=rows) == vocab] = -np.inf
     return _Cut(flat_N=flat_N, values_N=values_N, floor_R=floor_R)
 
