@@ -90,7 +90,7 @@ HIDE_NOTHING = {
 @pytest.fixture
 def undiagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the verdict counts here, and looking for a cause takes most of the time."""
-    monkeypatch.setattr(auditing, "diagnose", lambda items, statistic, rng: Diagnosis(code="unexplained"))
+    monkeypatch.setattr(auditing, "diagnose", lambda items, statistic, rng, **_: Diagnosis(code="unexplained"))
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -216,10 +216,19 @@ def test_a_changed_prompt_is_not_scored(recorded: Recorded) -> None:
 
 def test_a_choice_of_one_that_was_asked_for_is_neither_owed_nor_scored(recorded: Recorded) -> None:
     """Forced by the request: no evidence for the provider, and no debt either."""
-    requests = asked(recorded["v1"])
+    requests, traces = asked(recorded["v1"]), recorded["v1"]
     requests[3:5] = claim(requests[3:5], allowed_token_ids=(7,))
-    finding = run(recorded, recorded["v1"], requests=requests)
+    traces[3:5] = [with_output(trace, [7] * TOKENS) for trace in traces[3:5]]
+    finding = run(recorded, traces, requests=requests)
     assert finding.tokens_requested == 22 * TOKENS
     assert finding.tokens_by_status["forced"] == 2 * TOKENS
     assert finding.coverage == 1.0
     assert finding.verdict is Verdict.CONSISTENT
+
+
+def test_other_tokens_than_the_one_that_was_asked_for_are_owed(recorded: Recorded) -> None:
+    requests = asked(recorded["v1"])
+    requests[3:5] = claim(requests[3:5], allowed_token_ids=(7,))
+    finding = run(recorded, recorded["v1"], requests=requests)
+    assert (finding.tokens_requested, finding.tokens_by_status["forced"]) == (24 * TOKENS, 0)
+    assert finding.verdict is Verdict.UNDECIDED

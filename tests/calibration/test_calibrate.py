@@ -106,6 +106,12 @@ def test_mixtures_are_refused(recorded: Recorded) -> None:
         calibrate([stack(traces), stack([replace(t, sampling=hotter) for t in traces], "two")], recorded.reference)
 
 
+def test_ids_that_name_two_sequences_are_refused(recorded: Recorded) -> None:
+    traces = recorded["calibration.v1"][:10]
+    with pytest.raises(CalibrationError, match=f"honest: id: '{traces[0].id}' names more than one sequence"):
+        calibrate([stack([*traces, traces[0]])], recorded.reference)
+
+
 def test_what_cannot_be_scored_is_refused(recorded: Recorded) -> None:
     traces = recorded["calibration.v1"][:10]
     unknown = [replace(t, engine=replace(t.engine, name="nobody's")) for t in traces]
