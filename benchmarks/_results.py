@@ -69,6 +69,9 @@ def _arguments() -> list[str]:
 
 
 def _git(*words: str) -> str:
+    """What git says; without a repository, the commit that COMMIT states (a run on a machine that got a copy)."""
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"] if words[0] == "rev-parse" else ""
     done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     return done.stdout.rstrip("\n") if done.returncode == 0 else "not known"
 
