@@ -42,7 +42,7 @@ class Case:
     first: int = 0
     change: Callable[[Trace], Trace] | None = None
     truth: dict[str, float] = field(default_factory=dict)
-    audits: int = 3
+    audits: int = 1
 
     def traces(self, folder: Path) -> list[Trace]:
         """The sequences of all audits of this case, as claimed."""
@@ -97,7 +97,7 @@ def cases() -> Sequence[Case]:
         Case(
             name="temperature 0.95 (held out)", tokens="held.temp0.95", right=temperature, truth={"temperature": 0.95}
         ),
-        Case(name="greedy decoding", tokens="v1.greedy.jsonl", right=temperature, change=_paper, audits=2),
+        Case(name="greedy decoding", tokens="v1.greedy.jsonl", right=temperature, change=_paper, audits=1),
         Case(name="top_p 0.85", tokens="top_p0.85", right=top_p, truth={"top_p": 0.85}),
         Case(name="top_p 0.9 (held out)", tokens="held.top_p0.9", right=top_p, truth={"top_p": 0.9}),
         Case(
@@ -105,7 +105,7 @@ def cases() -> Sequence[Case]:
             tokens="honest.v2.plain",
             right="unexplained",
             change=_paper,
-            audits=2,
+            audits=1,
         ),
         Case(
             name="V2 runner, V1 claimed",

@@ -43,7 +43,9 @@ RESULTS = _results.RESULTS / "audits_cpu.json"
 DOCS = ROOT / "docs" / "diagnosis.md"
 START = "<!-- confusion: written by benchmarks/audits_cpu.py -->\n"
 END = "<!-- end of confusion -->"
-NAMED_DRAWS = 50
+HONEST_AUDITS = 2
+"""Honest audits of each stack in the table; how often honest ones are called divergent is measured on redraws."""
+NAMED_DRAWS = 10
 """Honest audits of each stack that are asked for a cause."""
 
 
@@ -127,7 +129,7 @@ def _pools(reference: Reference, replayer: Replayer, folder: Path) -> dict[str, 
     for case in cases():
         add(case.name, case.right, case.traces(folder), case.truth)
     for stack in STACKS:
-        add(f"honest {stack}", "none", honest[stack][CALIBRATE:], {})
+        add(f"honest {stack}", "none", honest[stack][CALIBRATE : CALIBRATE + HONEST_AUDITS * SIZE], {})
     return {
         "statistic": {"sigma": calibration.statistic.sigma, "epsilon": calibration.statistic.epsilon},
         "audits": rows,
