@@ -71,7 +71,9 @@ def _audit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--calibration", required=True, type=Path, metavar="C", help="from `veridifr calibrate`")
     command.add_argument("--alpha", type=_alpha, default=0.01, metavar="A", help="false-positive rate (default 0.01)")
     command.add_argument("--requests", type=Path, metavar="FILE", help="what was asked for: id, prompt, sampling")
-    command.add_argument("--engine", metavar="JSON", help="fix the engine record (JSON, or @FILE); default: the commonest")
+    command.add_argument(
+        "--engine", metavar="JSON", help="fix the engine record (JSON, or @FILE); default: the commonest"
+    )
     command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
     _outputs(command)
     _quiet(command)
