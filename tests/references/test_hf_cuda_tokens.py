@@ -15,7 +15,7 @@ from veridifr.scoring import score
 from veridifr.trace import Trace
 from veridifr.traces import read_traces
 
-TRACES = Path(__file__).parents[1] / "data" / "traces_hf_cuda.jsonl"
+TRACES = Path(__file__).parents[1] / "data" / "hf_cuda_tokens.jsonl"
 
 
 @pytest.fixture(scope="module")
