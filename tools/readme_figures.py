@@ -36,7 +36,7 @@ def block(results: Path) -> str:
         ),
         ("peak memory over that of the forward pass", _plain(memory)),
         (
-            "noise values computed per token at a vocabulary of 128256, unfiltered, temperature 1 (synthetic flat rows)",
+            "noise values per token at a vocabulary of 128256, unfiltered, temperature 1 (synthetic flat rows)",
             f"{replay['hashes_per_token_128256']:.0f}",
         ),
         (
