@@ -33,29 +33,35 @@ SIZE = 40
 class Case:
     """A provider: where its tokens come from, what its claim says differently, and the cause that would be right.
 
-    `right` is the code that names the deviation, `truth` the true value of the changed parameter.
+    `right` is the code that names the deviation, `truth` the true value of the changed parameter. Where `seed` is
+    given, only sequences that were drawn with it count.
     """
 
     name: str
     tokens: str
     right: str
     first: int = 0
+    seed: int | None = None
     change: Callable[[Trace], Trace] | None = None
     truth: dict[str, float] = field(default_factory=dict)
     audits: int = 1
 
     def traces(self, folder: Path) -> list[Trace]:
         """The sequences of all audits of this case, as claimed."""
-        found = tokens(self.tokens, folder, self.first, self.audits * SIZE)
+        found = tokens(self.tokens, folder, self.first, self.audits * SIZE, self.seed)
         return found if self.change is None else [self.change(trace) for trace in found]
 
 
-def tokens(name: str, folder: Path, first: int, count: int) -> list[Trace]:
-    """`count` sequences of a pool, or of a file `name.jsonl` in `folder`; `ValueError` where there are fewer."""
+def tokens(name: str, folder: Path, first: int, count: int, seed: int | None = None) -> list[Trace]:
+    """`count` sequences of a pool, or of a file `name.jsonl` in `folder`, of those with `seed` if it is given.
+
+    `ValueError` where there are fewer.
+    """
     if name.endswith(".jsonl"):
-        found = list(read_traces(folder / name))[first : first + count]
+        found = list(read_traces(folder / name))
     else:
-        found = [trace_from_dict(record) for record in load_pool(POOLS, name)[first : first + count]]
+        found = [trace_from_dict(record) for record in load_pool(POOLS, name)]
+    found = [trace for trace in found if seed in (None, trace.sampling.seed)][first : first + count]
     if len(found) < count:
         raise ValueError(f"{name}: {len(found)} sequences from {first}, expected {count}")
     return found
@@ -139,8 +145,8 @@ def cases() -> Sequence[Case]:
             name="one seed for all, fresh ones claimed",
             tokens="v1.paper.jsonl",
             right="seed",
+            seed=42,
             change=_random_seed,
-            audits=3,
         ),
         Case(name="seeds ignored", tokens="honest.v1", right="seed", first=after, change=_random_seed),
     )

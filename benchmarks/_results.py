@@ -24,13 +24,15 @@ def write(path: Path, raw: Mapping[str, Any], compute: Compute) -> dict[str, Any
     document = {
         "figures": compute(plain),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
-        "commit": _COMMIT,
+        "commit": COMMIT,
         "uncommitted": _UNCOMMITTED,
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": _hardware(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "raw": plain,
     }
+    if plain.get("again"):  # parts were run again, and say so themselves: the file keeps where the others come from
+        document |= {key: read(path)[key] for key in ("command", "commit", "uncommitted", "versions", "hardware")}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n")
@@ -77,7 +79,7 @@ def _git(*words: str) -> str:
 
 
 # Taken when the benchmark starts: a long run outlives the commit that it runs.
-_COMMIT = _git("rev-parse", "HEAD")
+COMMIT = _git("rev-parse", "HEAD")
 _UNCOMMITTED = sorted(line[3:] for line in _git("status", "--porcelain", "--", "src").splitlines())
 
 

@@ -1,6 +1,7 @@
 """How often audits are right, on a CPU: false alarms, deviations found, and causes named.
 
     python benchmarks/audits_cpu.py --models DIR --traces DIR --spool FILE
+    python benchmarks/audits_cpu.py --models DIR --traces DIR --spool FILE --only "int4 weights"    one row again
     python benchmarks/audits_cpu.py --check         recompute the figures, and the table in docs/diagnosis.md, from raw
     python benchmarks/audits_cpu.py --write-docs    write that table
 
@@ -23,7 +24,7 @@ from unittest import mock
 import numpy as np
 
 import _results
-from _audit_cases import CALIBRATE, HONEST, ROOT, SIZE, cases, runner, tokens
+from _audit_cases import CALIBRATE, HONEST, ROOT, SIZE, Case, cases, runner, tokens
 from _audit_figures import STACKS, block, figures
 from veridifr import diagnosis
 from veridifr.auditing import audit
@@ -56,6 +57,7 @@ def main() -> int:
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--spool", type=Path, default=Path("audits_cpu.evidence"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", metavar="CASE", help="audit this case again, and keep all other results")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write-docs", action="store_true")
     args = parser.parse_args()
@@ -68,8 +70,10 @@ def main() -> int:
             parser.error("--models and --traces are needed, or --check")
         reference = load(f"hf:{args.models / 'tb24m'}", ReferenceSettings(threads=args.threads))
         replayer = Replayer(reference, spool=args.spool)
-        first = _issue(reference, replayer, args.traces)
-        raw = {"issue": first, **_pools(reference, replayer, args.traces)}
+        if args.only:
+            raw = _again(args.only, reference, replayer, args.traces)
+        else:
+            raw = {"issue": _issue(reference, replayer, args.traces), **_pools(reference, replayer, args.traces)}
         print(_results.write(RESULTS, raw, figures))
     _docs(write=True)
     return 0
@@ -116,26 +120,53 @@ def _row(finding: Finding) -> dict[str, Any]:
 
 def _pools(reference: Reference, replayer: Replayer, folder: Path) -> dict[str, Any]:
     honest = {s: tokens(f"honest.{s}", folder, 0, HONEST) for s in STACKS}
-    stacks = [HonestTraces(name=s, traces=honest[s][:CALIBRATE]) for s in STACKS]
-    calibration = calibrate(stacks, reference, replayer=replayer)
-    rows: list[dict[str, Any]] = []
-
-    def add(name: str, right: str, traces: Sequence[Trace], truth: Mapping[str, float]) -> None:
-        for start in range(0, len(traces), SIZE):
-            finding = audit(traces[start : start + SIZE], reference, calibration, replayer=replayer, seed=start)
-            rows.append({"case": name, "right": right, "truth": dict(truth), **_row(finding)})
-            print({key: rows[-1][key] for key in ("case", "p_value", "code", "contract", "estimate")}, flush=True)
-
-    for case in cases():
-        add(case.name, case.right, case.traces(folder), case.truth)
-    for stack in STACKS:
-        add(f"honest {stack}", "none", honest[stack][CALIBRATE : CALIBRATE + HONEST_AUDITS * SIZE], {})
+    calibration = _calibration(reference, replayer, honest)
+    honest_cases = [
+        Case(name=f"honest {s}", tokens=f"honest.{s}", right="none", first=CALIBRATE, audits=HONEST_AUDITS)
+        for s in STACKS
+    ]
+    rows = [row for c in [*cases(), *honest_cases] for row in _audits(c, reference, calibration, replayer, folder)]
     return {
-        "statistic": {"sigma": calibration.statistic.sigma, "epsilon": calibration.statistic.epsilon},
+        "statistic": _statistic(calibration),
         "audits": rows,
         "honest_scores": _honest_scores(calibration, reference, replayer, honest, folder),
         "honest_causes": _honest_causes(calibration.statistic, reference, replayer, honest),
     }
+
+
+def _again(name: str, reference: Reference, replayer: Replayer, folder: Path) -> dict[str, Any]:
+    """The raw results with the audits of one case made anew, and the commit at which they were."""
+    (case,) = [case for case in cases() if case.name == name]
+    raw: dict[str, Any] = _results.read(RESULTS)["raw"]
+    calibration = _calibration(reference, replayer, {s: tokens(f"honest.{s}", folder, 0, CALIBRATE) for s in STACKS})
+    found = _statistic(calibration)
+    if any(abs(found[key] - raw["statistic"][key]) > 1e-3 * found[key] for key in found):
+        raise SystemExit(f"the calibration is another one, so all must be run: {found}, before {raw['statistic']}")
+    place = next(i for i, row in enumerate(raw["audits"]) if row["case"] == name)
+    others = [row for row in raw["audits"] if row["case"] != name]
+    rows = _audits(case, reference, calibration, replayer, folder)
+    again = {**raw.get("again", {}), name: _results.COMMIT}
+    return {**raw, "audits": [*others[:place], *rows, *others[place:]], "again": again}
+
+
+def _calibration(reference: Reference, replayer: Replayer, honest: Mapping[str, Sequence[Trace]]) -> Calibration:
+    stacks = [HonestTraces(name=s, traces=honest[s][:CALIBRATE]) for s in STACKS]
+    return calibrate(stacks, reference, replayer=replayer)
+
+
+def _statistic(calibration: Calibration) -> dict[str, float]:
+    return {"sigma": calibration.statistic.sigma, "epsilon": calibration.statistic.epsilon}
+
+
+def _audits(
+    case: Case, reference: Reference, calibration: Calibration, replayer: Replayer, folder: Path
+) -> list[dict[str, Any]]:
+    rows, traces = [], case.traces(folder)
+    for start in range(0, len(traces), SIZE):
+        finding = audit(traces[start : start + SIZE], reference, calibration, replayer=replayer, seed=start)
+        rows.append({"case": case.name, "right": case.right, "truth": dict(case.truth), **_row(finding)})
+        print({key: rows[-1][key] for key in ("case", "p_value", "code", "contract", "estimate")}, flush=True)
+    return rows
 
 
 def _scored(traces: Sequence[Trace], reference: Reference, replayer: Replayer) -> Iterator[ScoredSequence]:

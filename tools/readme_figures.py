@@ -43,7 +43,10 @@ def block(results: Path) -> str:
             "honest audits called divergent, by the rate asked for",
             ", ".join(f"{rate:.2%} at {float(alpha):g}" for alpha, rate in rates.items()),
         ),
-        ("honest audits for which a cause would be named", f"{audits['honest_named']:.1%}"),
+        (
+            f"honest audits for which a cause would be named, of {audits['honest_named_audits']}",
+            "{:.1%} (95 % interval {:.1%} to {:.1%})".format(audits["honest_named"], *audits["honest_named_interval"]),
+        ),
     ]
     lines = ["| figure | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
     verdicts, causes = audits["verdicts"], audits["diagnoses"]
