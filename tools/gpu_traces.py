@@ -4,6 +4,7 @@
     gpu_traces.py generate --model DIR --prompts prompts.npz --runner v1 --weights int4 --count 40 --out int4.jsonl
     gpu_traces.py plan demo  --models DIR --out DIR      (model tb7m: six sets as trace files)
     gpu_traces.py plan pools --models DIR --out DIR      (model tb24m: large sets as arrays, see trace_pools.py)
+    gpu_traces.py plan more  --models DIR --out DIR      (further honest sets of the same kind)
 
 A plan runs each condition in a process of its own, several at a time. A condition that fails does not stop the others:
 it is named at the end and in `manifest.json`, and the exit status is 1. After `--deadline` seconds what still runs is
@@ -89,7 +90,16 @@ def pools_plan(models: Path) -> Plan:
     return _laid_out("pools", "tb24m", 2, sets, models)
 
 
-PLANS = {"demo": demo_plan, "pools": pools_plan}
+def more_plan(models: Path) -> Plan:
+    """Further honest sets: long batches, at least a thousand of them, take more sequences than `pools` has."""
+    sets: list[dict[str, Any]] = [
+        {"name": "more.v1", "count": 2700},
+        {"name": "more.v2", "count": 2700, "runner": "v2"},
+    ]
+    return _laid_out("more", "tb24m", 3, sets, models)
+
+
+PLANS = {"demo": demo_plan, "more": more_plan, "pools": pools_plan}
 
 
 def shrunk(plan: Plan, *, count: int | None, only: list[str], runner: str | None) -> Plan:
