@@ -135,9 +135,11 @@ def issued_seed(trace: Trace) -> IssuedSeed | None:
     commitment = check_text(f"{HEADER}.commitment", value["commitment"])
     if not re.fullmatch(r"[0-9a-f]{64}", commitment):
         raise TraceError(f"{HEADER}.commitment: expected 64 hexadecimal digits in lower case")
+    if not check_text(f"{HEADER}.audit_id", value["audit_id"]):
+        raise TraceError(f"{HEADER}.audit_id: got an empty string, expected a name for the audit")
     return IssuedSeed(
         commitment=commitment,
-        audit_id=check_text(f"{HEADER}.audit_id", value["audit_id"]),
+        audit_id=value["audit_id"],
         bits=check_int(f"{HEADER}.bits", value["bits"], BITS, MOST_BITS),
         index=check_int(f"{HEADER}.index", value["index"], 0, MAX_INDEX),
         attempt=check_int(f"{HEADER}.attempt", value.get("attempt", 0), 0, MAX_ATTEMPT),

@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from makers import CPU_ENGINE, make_trace
 from veridifr import SeedIssuer, Trace, check_seeds
@@ -55,6 +57,8 @@ def test_what_was_issued_holds() -> None:
         (lambda t: header(t, commitment="F" * 64), "issued_seed.commitment: expected 64 hexadecimal digits"),
         (lambda t: header(t, commitment="f" * 64), "issued_seed: of another commitment, audit or width"),
         (lambda t: header(t, audit_id="night 2"), "issued_seed: of another commitment, audit or width"),
+        (lambda t: header(t, audit_id=""), "issued_seed.audit_id: got an empty string, expected a name"),
+        (lambda t: header(t, audit_id=7), "issued_seed.audit_id: got 7, expected a string"),
         (lambda t: header(t, bits=32), "issued_seed: of another commitment, audit or width"),
         (lambda t: header(t, bits=64), "issued_seed.bits: got 64, expected 31 to 63"),
         (lambda t: header(t, bits=True), "issued_seed.bits: got True, expected an integer"),
@@ -74,6 +78,29 @@ def test_what_was_changed_is_named(change: Any, reason: str) -> None:
     assert found.absent == 1
     with pytest.raises(TraceError, match=r"1 of 5 seeds are not as issued: 'r2': "):
         found.require()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=4,
+)
+KEYS = ("veridifr", "commitment", "audit_id", "bits", "index", "attempt")
+
+
+@settings(max_examples=80, deadline=None)
+@given(json_values | st.dictionaries(st.sampled_from(KEYS), json_values, min_size=1))
+def test_no_header_breaks_the_check(value: Any) -> None:
+    """Whatever a provider writes there is named for its trace, whether it replaces the header or parts of it."""
+    first, second, third = issue(3)
+    whole = replace(second, extra={HEADER: value})
+    assert list(check_seeds([first, whole, third], SECRET).wrong) == ["r1"]
+    if isinstance(value, dict):
+        mixed = header(second, **value)
+        meant = [[{"attempt": 0, **t.extra[HEADER]}[key] for key in KEYS] for t in (second, mixed)]
+        same = repr(meant[0]) == repr(meant[1])  # True is not 1; keys that are not known mean nothing
+        assert list(check_seeds([first, mixed, third], SECRET).wrong) == ([] if same else ["r1"])
+        check_seeds([mixed], SECRET)
 
 
 def test_another_secret() -> None:

@@ -77,6 +77,23 @@ def test_the_code_gives_the_vector() -> None:
         assert issuer.commitment == VECTOR["commitments"][str(row["bits"])]
 
 
+@pytest.mark.parametrize(
+    ("sampling", "canonical"),
+    [
+        ({"temperature": 0}, '{"max_tokens":4,"temperature":0.0}'),
+        ({"temperature": 1e-5, "top_k": -1}, '{"max_tokens":4,"temperature":1e-05}'),
+        ({"logit_bias": {7: 1, 13: -100}}, '{"logit_bias":{"13":-100.0,"7":1.0},"max_tokens":4,"temperature":1.0}'),
+        ({"stop": ["\n", "\x7f\xe9\U0001f600"]},
+         '{"max_tokens":4,"stop":["\\n","\\u007f\\u00e9\\ud83d\\ude00"],"temperature":1.0}'),
+        ({"extra": {"Z": {"b": 1, "a": 1.0}}}, '{"Z":{"a":1.0,"b":1},"max_tokens":4,"temperature":1.0}'),
+    ],
+)  # fmt: skip
+def test_the_canonical_request_is_as_the_document_says(sampling: dict[str, Any], canonical: str) -> None:
+    text = f'{{"prompt_token_ids":[5,6],"sampling":{canonical}}}'
+    expected = hashlib.sha256(parts(b"veridifr seeds/1 request", text.encode("ascii"))).hexdigest()
+    assert request_digest(asked(**sampling)) == expected
+
+
 def test_the_widths_of_the_vector() -> None:
     assert {row["bits"] for row in VECTOR["seeds"]} == {31, 53, 63}
     assert {(row["index"], row["attempt"]) for row in VECTOR["seeds"]} >= {(0, 0), (1, 0), (0, 1)}
