@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from veridifr.references import Reference, ReferenceSettings
     from veridifr.references import load as load_reference
     from veridifr.replay import Replayer
+    from veridifr.seed_use import SeedReport, seed_report
+    from veridifr.seeds import SeedCheck, SeedIssuer, check_seeds, generate_secret, read_secret, write_secret
     from veridifr.trace import EngineRecord, Sampling, Trace
     from veridifr.traces import from_openai, from_vllm, read_traces, write_traces
 
@@ -31,18 +33,26 @@ _PLACES = {
     "ReferenceSettings": "veridifr.references",
     "Replayer": "veridifr.replay",
     "Sampling": "veridifr.trace",
+    "SeedCheck": "veridifr.seeds",
+    "SeedIssuer": "veridifr.seeds",
+    "SeedReport": "veridifr.seed_use",
     "Sources": "veridifr.auditing",
     "Trace": "veridifr.trace",
     "Verdict": "veridifr.finding",
     "VeridifrError": "veridifr.errors",
     "audit": "veridifr.auditing",
     "calibrate": "veridifr.calibration",
+    "check_seeds": "veridifr.seeds",
     "from_openai": "veridifr.traces",
     "from_vllm": "veridifr.traces",
+    "generate_secret": "veridifr.seeds",
     "load_reference": "veridifr.references",
     "read_calibration": "veridifr.calibration_io",
+    "read_secret": "veridifr.seeds",
     "read_traces": "veridifr.traces",
+    "seed_report": "veridifr.seed_use",
     "write_calibration": "veridifr.calibration_io",
+    "write_secret": "veridifr.seeds",
     "write_traces": "veridifr.traces",
 }
 
@@ -55,6 +65,9 @@ __all__ = [
     "ReferenceSettings",
     "Replayer",
     "Sampling",
+    "SeedCheck",
+    "SeedIssuer",
+    "SeedReport",
     "Sources",
     "Trace",
     "Verdict",
@@ -62,12 +75,17 @@ __all__ = [
     "__version__",
     "audit",
     "calibrate",
+    "check_seeds",
     "from_openai",
     "from_vllm",
+    "generate_secret",
     "load_reference",
     "read_calibration",
+    "read_secret",
     "read_traces",
+    "seed_report",
     "write_calibration",
+    "write_secret",
     "write_traces",
 ]
 

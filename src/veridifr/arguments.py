@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 EPILOG = (
-    "exit status: 0 consistent, 1 divergent, 2 usage or unreadable input, 3 undecided, no evidence or unsupported, "
-    "4 an unexpected failure"
+    "exit status: 0 consistent, 1 divergent, 2 usage or unreadable input, 3 undecided, no evidence or unsupported "
+    "(or seeds not as issued), 4 an unexpected failure"
 )
 
 
@@ -29,6 +29,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     _noise(_command(commands, "noise", "print a contract's noise for chosen token ids"))
     _report(_command(commands, "report", "render findings (JSON) again as text and HTML"))
     _import(_command(commands, "import", "turn another tool's output into traces"))
+    _seeds(_command(commands, "seeds", "issue the seeds of an audit from a secret, and check them"))
     return top
 
 
@@ -73,6 +74,12 @@ def _audit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--requests", type=Path, metavar="FILE", help="what was asked for: id, prompt, sampling")
     command.add_argument(
         "--engine", metavar="JSON", help="fix the engine record (JSON, or @FILE); default: the commonest"
+    )
+    command.add_argument(
+        "--seed-secret-file",
+        type=Path,
+        metavar="F",
+        help="check first that the seeds are those issued from this secret",
     )
     command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
     _outputs(command)
@@ -129,6 +136,27 @@ def _import(command: argparse.ArgumentParser) -> None:
     command.add_argument("--engine", required=True, metavar="JSON", help="the engine record (JSON, or @FILE)")
     command.add_argument("--model", metavar="NAME", help="the model claimed")
     command.add_argument("--out", required=True, type=Path, metavar="TRACES", help="trace file to write")
+
+
+def _seeds(command: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = _command(actions, "new-secret", "write a fresh secret to a new file that only you can read")
+    new.add_argument("--out", required=True, type=Path, metavar="F", help="must not exist")
+    issue = _command(actions, "issue", "give each request its seed, and print the commitment to publish")
+    issue.add_argument("requests", type=Path, metavar="REQUESTS", help="what to ask for: id, prompt, sampling")
+    _secret_file(issue)
+    issue.add_argument("--audit-id", required=True, metavar="A", help="a name for the audit, new for each")
+    issue.add_argument("--bits", type=int, default=31, metavar="N", help="width of the seeds, 31 (default) to 63")
+    issue.add_argument("--out", required=True, type=Path, metavar="ASKED", help="the requests with seeds, JSON lines")
+    check = _command(actions, "check", "recompute every seed; exit status 3 where one is not as issued")
+    check.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="trace files, or requests with seeds")
+    _secret_file(check)
+
+
+def _secret_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--secret-file", required=True, type=Path, metavar="F", help="from `veridifr seeds new-secret`"
+    )
 
 
 def _count(text: str) -> int:

@@ -26,6 +26,7 @@ from veridifr.requests import Planned, plan
 from veridifr.scored import ScoredItem, tokens_by_status, tokens_owed
 from veridifr.scores import Hypothesis
 from veridifr.scoring import score
+from veridifr.seed_use import seed_report
 from veridifr.trace import EngineRecord, Trace
 
 ALPHA = 0.01
@@ -38,6 +39,8 @@ class Sources:
 
     traces: tuple[tuple[str, str], ...] = ()
     calibration: tuple[str, str] | None = None
+    seed_commitment: str | None = None
+    """The commitment to the secret that the seeds were checked with, None if they were not."""
 
 
 def audit(  # noqa: PLR0913 (all but three have defaults)
@@ -68,6 +71,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     # (1) one record and one setting for the whole audit, from what is stated and before any token is looked at
     record = engine or _commonest([trace.engine for trace in traces], requests)
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
+    assumptions += seed_report(item.trace for item in planned if item.trace is not None).sentences
     settled = _settle(planned, reference.vocab_size)
     run = _Run(
         reference=reference,
@@ -243,6 +247,8 @@ class _Run:
         tokens = sum(item.scored.evidence.tokens for item in items)
         if tokens:
             settings["hashes_per_token"] = round(sum(item.scores.hashes for item in items) / tokens, 1)
+        if self.sources.seed_commitment is not None:
+            settings["seed_commitment"] = self.sources.seed_commitment
         return Provenance(
             veridifr=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,8 @@
 """The command line. It reads, calls the library, prints, and exits with the verdict; nothing is decided here.
 
 Exit status: 0 consistent (or the command did its work), 1 divergent, 2 usage or unreadable input, 3 undecided, no
-evidence or unsupported, 4 an unexpected failure. A crash is never 1: it must not look like an accusation.
+evidence, unsupported, or seeds that are not as issued, 4 an unexpected failure. A crash is never 1: it must not look
+like an accusation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from veridifr import __version__
+from veridifr import __version__, cli_seeds
 from veridifr.arguments import parser
 from veridifr.errors import InputError, MissingExtraError, UnsupportedError
 from veridifr.finding import Finding, Verdict
@@ -64,6 +65,7 @@ def _audit(given: argparse.Namespace) -> int:
     traces = read_trace_files(given.traces)
     requests = read_requests(given.requests) if given.requests else None
     engine = engine_from_dict(_json_argument("--engine", given.engine)) if given.engine else None
+    commitment = cli_seeds.commitment_of(given.seed_secret_file, traces if requests is None else requests)
     calibration, digest = read_calibration(given.calibration)
     reference = _reference(given)
     finding = audit(
@@ -77,6 +79,7 @@ def _audit(given: argparse.Namespace) -> int:
         sources=Sources(
             traces=tuple((path.name, digest_file(path)) for path in given.traces),
             calibration=(given.calibration.name, digest),
+            seed_commitment=commitment,
         ),
     )
     _publish(given, [finding], "Inference audit")
@@ -276,4 +279,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "noise": _noise,
     "report": _report,
     "import": _import,
+    "seeds": cli_seeds.run,
 }

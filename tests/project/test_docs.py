@@ -23,7 +23,8 @@ DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCS]
 FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)")
-VERBS = ("demo", "audit", "calibrate", "replay", "samplers", "noise", "report", "import")
+VERBS = ("demo", "audit", "calibrate", "replay", "samplers", "noise", "report", "import", "seeds")
+ACTIONS = {"seeds": ("new-secret", "issue", "check")}
 README = ROOT / "README.md"
 
 
@@ -100,9 +101,15 @@ def wrong_commands(found: list[list[str]]) -> list[str]:
         if words[0] not in VERBS:
             wrong.append(f"veridifr {words[0]}: no such command")
             continue
+        verb = words[:1]
+        if words[0] in ACTIONS and len(words) > 1:
+            if words[1] not in ACTIONS[words[0]]:
+                wrong.append(f"veridifr {words[0]} {words[1]}: no such action")
+                continue
+            verb = words[:2]
         options = {word.split("=")[0].rstrip(".,:)") for word in words if word.startswith("--")}
-        known = set(re.findall(r"--[a-z][\w-]*", help_of(words[0])))
-        wrong += [f"veridifr {words[0]} {option}: no such option" for option in sorted(options - known)]
+        known = set(re.findall(r"--[a-z][\w-]*", help_of(*verb)))
+        wrong += [f"veridifr {' '.join(verb)} {option}: no such option" for option in sorted(options - known)]
     return wrong
 
 
@@ -138,6 +145,12 @@ def test_commands_exist(name: str) -> None:
 def test_every_command_has_help_and_is_in_the_readme(verb: str) -> None:
     assert "usage: veridifr" in help_of(verb)
     assert re.search(rf"\bveridifr {verb}\b", README.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("verb", "action"), [(verb, action) for verb in ACTIONS for action in ACTIONS[verb]])
+def test_every_action_has_help(verb: str, action: str) -> None:
+    assert f"usage: veridifr {verb} {action}" in help_of(verb, action)
+    assert action in help_of(verb)
 
 
 def test_the_readme_opens_with_the_two_commands() -> None:
@@ -196,13 +209,17 @@ def test_a_broken_link_is_found() -> None:
 def test_a_wrong_command_is_found() -> None:
     text = (
         "```bash\n$ veridifr adit x\nmake y && veridifr audit T --no-such \\\n  --neither\n```\n`veridifr noise --json`"
+        "\n`veridifr seeds issue R --no-secret` `veridifr seeds reveal` `veridifr seeds`"
     )
     found = commands(text)
-    assert found == [["adit", "x"], ["audit", "T", "--no-such", "--neither"], ["noise", "--json"]]
+    assert found == [["adit", "x"], ["audit", "T", "--no-such", "--neither"], ["noise", "--json"],
+        ["seeds", "issue", "R", "--no-secret"], ["seeds", "reveal"], ["seeds"]]  # fmt: skip
     assert wrong_commands(found) == [
         "veridifr adit: no such command",
         "veridifr audit --neither: no such option",
         "veridifr audit --no-such: no such option",
+        "veridifr seeds issue --no-secret: no such option",
+        "veridifr seeds reveal: no such action",
     ]
 
 

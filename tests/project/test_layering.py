@@ -24,6 +24,8 @@ ONLY: dict[str, tuple[str, ...]] = {
     "veridifr.contracts": ("veridifr.errors", "veridifr.trace", "veridifr.rng"),
     "veridifr.processors": ("veridifr.errors", "veridifr.trace", "veridifr.contracts"),
     "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.trace"),
+    "veridifr.seeds": ("veridifr.errors", "veridifr.trace", "veridifr.traces"),
+    "veridifr.seed_use": ("veridifr.errors", "veridifr.trace"),
 }
 
 # Modules below a prefix may not import anything below these, whatever else they import. Scores never see a reference or
@@ -63,6 +65,8 @@ def wrong_imports(module: str, names: set[str]) -> list[str]:
             wrong += [f"{module} imports {name}" for name in sorted(own) if within(name, forbidden)]
     if module != "veridifr.__main__" and not within(module, ("veridifr.cli",)):
         wrong += [f"{module} imports {name}: only __main__ may" for name in own if within(name, ("veridifr.cli",))]
+    if module != "veridifr.cli":  # the parts of the command line are its own
+        wrong += [f"{module} imports {name}: only veridifr.cli may" for name in own if name.startswith("veridifr.cli_")]
     for name in sorted(names - own):
         top = name.split(".")[0]
         places = THIRD_PARTY.get(top, ())
@@ -100,6 +104,8 @@ def test_every_rule_is_about_something_that_exists() -> None:
         ("veridifr.scores", "import veridifr.references.hf"),
         ("veridifr.references.hf", "from veridifr.finding import Finding"),
         ("veridifr.audit", "from veridifr.cli import main"),
+        ("veridifr.seeds", "from veridifr.auditing import audit"),
+        ("veridifr.audit", "import veridifr.cli_seeds"),
         ("veridifr.audit", "import torch"),
         ("veridifr.audit", "from veridifr.errors import require\nrequire('torch.nn', 'hf')"),
         ("veridifr.audit", "import importlib\nimportlib.import_module('transformers')"),
