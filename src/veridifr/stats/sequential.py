@@ -48,8 +48,10 @@ class StackBet:
 class SequentialOutcome:
     """The test as it stands after `n` ranked sequences (`missing` others had no score).
 
-    `e_value` is the smallest over the stacks now; `p_value`, the largest over them, holds at any time and is never
-    below alpha: no wealth beyond the goal is bet for. `decided_at` is the n at which it was rejected or given up.
+    `p_value`, the largest over the stacks, holds at any time; it is never below alpha, as no more wealth than that takes
+    is bet for. `e_value`, the smallest over the stacks now, has mean at most 1 for an honest provider (what `e_bh` and
+    merging need) with one stack, or where the test ended as rejected, given up, or at the end of an order that wasn't
+    extended. `decided_at` is the n at which it was rejected or given up, None before.
     """
 
     status: SequentialStatus
@@ -150,7 +152,7 @@ class SequentialTest:
         return state
 
     def extend(self, state: SequentialState, order: Sequence[str]) -> SequentialState:
-        """The state with further sequences at the end of the order. Whether to buy them may depend on all e-values."""
+        """The state with further sequences at the end of the order. Buying them may depend on all that the test showed."""
         _check_order([*state.order, *order])
         return replace(state, order=(*state.order, *order))
 
