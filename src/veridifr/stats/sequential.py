@@ -48,8 +48,8 @@ class StackBet:
 class SequentialOutcome:
     """The test as it stands after `n` ranked sequences (`missing` others had no score).
 
-    `p_value`, the largest over the stacks, holds at any time; it is never below alpha, as no more wealth than that takes
-    is bet for. `e_value`, the smallest over the stacks now, has mean at most 1 for an honest provider (what `e_bh` and
+    `p_value`, the largest over the stacks, holds at any time; it is never below alpha, as no account goes on beyond its
+    goal. `e_value`, the smallest over the stacks now, has mean at most 1 for an honest provider (what `e_bh` and
     merging need) with one stack, or where the test ended as rejected, given up, or at the end of an order that wasn't
     extended. `decided_at` is the n at which it was rejected or given up, None before.
     """
@@ -152,7 +152,7 @@ class SequentialTest:
         return state
 
     def extend(self, state: SequentialState, order: Sequence[str]) -> SequentialState:
-        """The state with further sequences at the end of the order. Buying them may depend on all that the test showed."""
+        """The state with further sequences at the end of the order; buying them may depend on what was seen."""
         _check_order([*state.order, *order])
         return replace(state, order=(*state.order, *order))
 
