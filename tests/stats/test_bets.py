@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 
 from veridifr.stats import Bet, Bets, Bounds, informed_bet, lehmann_bet, mixed_bets, shift_bet
 from veridifr.stats.bets import KNOTS
-from veridifr.stats.wealth import bounded, settle, stake
+from veridifr.stats.wealth import bounded, learned, settle, stake
 
 FLAT = Bet(name="flat", cdf=KNOTS)
 
@@ -93,7 +93,8 @@ def test_the_payoff_is_a_martingale_within_its_bounds(seed, floor, alpha, where,
     bounds, bets = Bounds(alpha=alpha, floor=floor), mixed_bets([BETS[5]])
     table = bets.table(m)
     account = np.array([max(floor, 0.01) * (bounds.goal / max(floor, 0.01)) ** where])
-    paid = stake(rng.normal(0, 5, (1, len(bets.prior))), account, table, bounds)
+    shares = rng.dirichlet(np.full(len(bets.prior), 0.2), size=1)
+    paid = stake(shares, account, table, bounds)
     assert paid @ table.widths == pytest.approx([1.0], abs=1e-9)
     assert (paid >= 0).all()
     assert (account * paid >= floor * (1 - 1e-9)).all() and (account * paid <= bounds.goal * (1 + 1e-9)).all()
@@ -116,6 +117,13 @@ def test_bounding_agrees_with_a_root_finder(seed, low, high):
     top = 2.0 * high / forecast.min()
     factor = 0.0 if short(0.0) >= 0.0 else top if short(top) <= 0.0 else brentq(short, 0.0, top, xtol=1e-15)
     assert found == pytest.approx(np.clip(factor * forecast, low, high), abs=1e-6)
+
+
+def test_shares_by_hand():
+    # Equal shares, densities 3 and 1: three quarters to one, less the thousandth that goes back to the prior.
+    prior = np.array([0.2, 0.8])
+    after = learned(np.array([[0.5, 0.5]]), np.array([[3.0, 1.0]]), prior)
+    assert after == pytest.approx(np.array([[0.999 * 0.75 + 0.0002, 0.999 * 0.25 + 0.0008]]))
 
 
 def test_bounding_by_hand():

@@ -45,14 +45,15 @@ def test_a_case_by_hand():
     state = test.start([{0: [0.0]}], names(3))
     assert test.outcome(state).status == SequentialStatus.OPEN
     assert test.outcome(state).p_value == 1.0
-    pays, fails = 0.99 * (0.99 * 2 + 0.01) + 0.01, 0.99 * 0.01 + 0.01  # the bet, its uniform part, and the reserve
+    pays = 0.99 * (0.99 * 2 + 0.01) + 0.01  # the bet, its uniform part, and the reserve
     state = test.update(state, "s0", 1.0, 0)
     assert test.outcome(state).e_value == pytest.approx(pays)
-    # The bag is now 0, 1: a score below both has a rank above 2/3. The bet and the reserve have their own histories.
+    # The bag is now 0, 1: a score below both has a rank above 2/3. The reserve's share has shrunk as the bet won, and a
+    # thousandth was spread anew.
     state = test.update(state, "s1", -1.0, 0)
     outcome = test.outcome(state)
-    assert outcome.e_value == pytest.approx(0.99 * 1.99 * 0.01 + 0.01)
-    assert outcome.e_value < pays * fails * 1.5
+    reserve = 0.999 * 0.01 / pays + 0.001 * 0.01
+    assert outcome.e_value == pytest.approx(pays * ((1 - reserve) * 0.01 + reserve))
     assert outcome.p_value == pytest.approx(1 / pays)  # the largest so far counts
     assert (outcome.n, outcome.missing, outcome.decided_at) == (2, 0, None)
     # A score that is missing moves nothing.
@@ -200,6 +201,17 @@ def test_a_provider_that_cheats_on_a_tenth_of_the_requests():
     assert (p <= 0.01).mean() < 0.9
 
 
+def test_a_provider_that_begins_to_cheat_late(monkeypatch):
+    rng = np.random.default_rng(10)
+    audited = np.concatenate([rng.normal(size=(300, 150)), rng.normal(1.2, 1, (300, 60))], axis=1)
+    ranks = rank_paths(audited, rng.normal(size=(300, 500)), rng=rng)
+    found = simulate_audits(ranks, mixed_bets(), Bounds(alpha=0.01), m=500)
+    monkeypatch.setattr("veridifr.stats.wealth._RENEWED", 0.0)
+    never_renewed = simulate_audits(ranks, mixed_bets(), Bounds(alpha=0.01), m=500)
+    assert found.used.mean() - 150 < 0.7 * (never_renewed.used.mean() - 150)
+    assert found.rejected.mean() > 0.95
+
+
 def test_stacks_and_strata_each_have_their_bets():
     per_stratum = {0: mixed_bets([shift_bet(0.5)]), 1: mixed_bets([shift_bet(1.5)])}
     test = SequentialTest(alpha=0.01, bets=per_stratum, tie_seed=0)
@@ -221,7 +233,7 @@ def test_simulated_audits_by_hand():
     found = simulate_audits(ranks, TWO_FOR_ONE, Bounds(alpha=0.5), m=1)
     # At 1.9801 the goal of 2 is near. Half of the ranks lead to it, the others to 1.9602: on average to 1.9801.
     assert found.e_values[0] == pytest.approx([1.9801, 1.9602, 2.0])
-    assert found.e_values[1, :2] == pytest.approx([0.0199, 0.99 * 0.01 * 1.99 + 0.01])
+    assert found.e_values[1, 0] == pytest.approx(0.0199)
     assert found.used.tolist() == [3, 3] and found.rejected.tolist() == [True, False] and not found.given_up.any()
 
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from veridifr.stats.bets import Bets, Table
 from veridifr.stats.checks import FloatArray, check_count, check_scores
 from veridifr.stats.ranks import joined, smoothed_rank, tie_breaker
-from veridifr.stats.wealth import Bounds, settle, stake
+from veridifr.stats.wealth import Bounds, learned, settle, stake
 
 
 class SequentialStatus(StrEnum):
@@ -72,7 +72,8 @@ class _Stratum:
 @dataclass(frozen=True)
 class _Stack:
     strata: Mapping[int, _Stratum]
-    log_shares: FloatArray
+    prior: FloatArray
+    shares: FloatArray
     account: float = 1.0
     best: float = 1.0  # largest e-value so far
 
@@ -182,7 +183,8 @@ class SequentialTest:
                 raise ValueError(f"bets: none given for stratum {stratum}.")
             bets = self.bets if isinstance(self.bets, Bets) else self.bets[stratum]
             found[stratum] = _Stratum(bag, bets.table(len(bag)))
-        return _Stack(found, np.log(next(iter(self._mixtures())).prior))
+        prior = next(iter(self._mixtures())).prior
+        return _Stack(found, prior, prior)
 
     def _mixtures(self) -> Sequence[Bets]:
         return [self.bets] if isinstance(self.bets, Bets) else list(self.bets.values())
@@ -199,12 +201,13 @@ class SequentialTest:
         account_D = np.array([stack.account])
         cell = int(place.table.cell(smoothed_rank(score, place.bag, tie)))
         if not bounds.closed(account_D)[0]:
-            paid_DC = stake(stack.log_shares[None], account_D, place.table, bounds)
+            paid_DC = stake(stack.shares[None], account_D, place.table, bounds)
             account_D = settle(account_D, paid_DC[:, cell], bounds)
         account = float(account_D[0])
-        return _Stack(
+        return replace(
+            stack,
             strata={**stack.strata, stratum: _Stratum(joined(place.bag, score), place.table)},
-            log_shares=stack.log_shares + np.log(place.table.density[:, cell]),
+            shares=learned(stack.shares[None], place.table.density[None, :, cell], stack.prior)[0],
             account=account,
             best=max(stack.best, self._e_value(account)),
         )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from veridifr.stats.bets import Bets, Table
 from veridifr.stats.checks import FloatArray, IndexArray, check_probability, check_scores
-from veridifr.stats.wealth import Bounds, settle, stake
+from veridifr.stats.wealth import Bounds, learned, settle, stake
 
 _BLOCK = 2000
 """Audits in one go: their payoffs stay in the cache."""
@@ -65,17 +65,17 @@ def floor_for_power(ranks_DN: npt.ArrayLike, bets: Bets, *, alpha: float, m: int
 
 def _simulate(ranks_DN: FloatArray, bets: Bets, table: Table, bounds: Bounds) -> FloatArray:
     """Accounts float[D, N]. Decided audits are left out of the work."""
-    cells_DN, log_density_CK = table.cell(ranks_DN), np.log(table.density).T.copy()
+    cells_DN, density_CK = table.cell(ranks_DN), table.density.T.copy()
     accounts_DN = np.empty(ranks_DN.shape)
     account_D = np.ones(len(ranks_DN))
-    log_shares_DK = np.tile(np.log(bets.prior), (len(ranks_DN), 1))
+    shares_DK = np.tile(bets.prior, (len(ranks_DN), 1))
     open_A = np.arange(len(ranks_DN))
     for step in range(ranks_DN.shape[1]):
         if len(open_A):
             cells_A = cells_DN[open_A, step]
-            paid_AC = stake(log_shares_DK[open_A], account_D[open_A], table, bounds)
+            paid_AC = stake(shares_DK[open_A], account_D[open_A], table, bounds)
             account_D[open_A] = settle(account_D[open_A], paid_AC[np.arange(len(open_A)), cells_A], bounds)
-            log_shares_DK[open_A] += log_density_CK[cells_A]
+            shares_DK[open_A] = learned(shares_DK[open_A], density_CK[cells_A], bets.prior)
             open_A = open_A[~bounds.closed(account_D[open_A])]
         accounts_DN[:, step] = account_D
     return accounts_DN

@@ -19,6 +19,11 @@ import numpy.typing as npt
 from veridifr.stats.bets import Table
 from veridifr.stats.checks import FloatArray, check_probability
 
+_RENEWED = 0.001
+"""Share of the stake that is spread by the prior weights again after each rank, so that a provider that begins to
+deviate late meets bets that have not lost everything. Costs about a thousandth of a nat per sequence at most."""
+_LEAST = 1e-300
+"""Accounts are kept above this, so that none is 0 but at a floor; it would take some million sequences to matter."""
 _STEPS = 80
 _CLOSE = 1e-12
 
@@ -52,13 +57,12 @@ class Bounds:
         return np.clip((account - self.floor) / (1.0 - self.floor), 0.0, 1.0 / self.alpha)
 
 
-def stake(log_shares_DK: FloatArray, account_D: FloatArray, table: Table, bounds: Bounds) -> FloatArray:
+def stake(shares_DK: FloatArray, account_D: FloatArray, table: Table, bounds: Bounds) -> FloatArray:
     """g float[D, C]: what each cell pays on the next rank, known before it, with integral 1.
 
-    `log_shares` are logarithms of the weight that each bet has earned (prior weight times its own winnings).
+    `shares` say how the stake is spread over the bets now; they sum to 1.
     """
-    shares_DK = np.exp(log_shares_DK - log_shares_DK.max(axis=1, keepdims=True))
-    forecast_DC: FloatArray = (shares_DK / shares_DK.sum(axis=1, keepdims=True)) @ table.density
+    forecast_DC: FloatArray = shares_DK @ table.density
     low_D, high_D = np.minimum(bounds.floor / account_D, 1.0), np.maximum(bounds.goal / account_D, 1.0)
     bound_D = (forecast_DC.min(axis=1) < low_D) | (forecast_DC.max(axis=1) > high_D)
     if bound_D.any():
@@ -93,9 +97,19 @@ def bounded(forecast_DC: FloatArray, widths_C: FloatArray, low_D: FloatArray, hi
     return lowered
 
 
+def learned(shares_DK: FloatArray, density_DK: FloatArray, prior_K: FloatArray) -> FloatArray:
+    """The shares after a rank at which the bets' densities were `density_DK`: what was won stays with the bet that won.
+
+    Fixed share: a small part is spread by the prior weights again (Herbster & Warmuth 1998, Mach. Learn. 32:151).
+    """
+    won_DK = shares_DK * density_DK
+    kept_DK: FloatArray = (1.0 - _RENEWED) * won_DK / won_DK.sum(axis=1, keepdims=True) + _RENEWED * prior_K
+    return kept_DK
+
+
 def settle(account_D: FloatArray, paid_D: FloatArray, bounds: Bounds) -> FloatArray:
     """The accounts after `paid_D`; one within rounding of the floor or the goal is put there."""
-    account_D = account_D * paid_D
+    account_D = np.maximum(account_D * paid_D, _LEAST)
     if bounds.floor:
         account_D = np.where(account_D <= bounds.floor * (1.0 + 1e-9), bounds.floor, account_D)
     return np.where(account_D >= bounds.goal * (1.0 - 1e-9), bounds.goal, account_D)
