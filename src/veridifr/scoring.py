@@ -18,19 +18,14 @@ import numpy.typing as npt
 
 from veridifr.contracts.base import Stream
 from veridifr.errors import UnsupportedError
-from veridifr.evidence import TAIL_MASS, Evidence, claimed_index
-from veridifr.filters import EDGE_WINDOW, filters_on, membership
-from veridifr.processors import needs_processing, process
+from veridifr.evidence import TAIL_MASS, Evidence
+from veridifr.filters import EDGE_WINDOW
 from veridifr.scores import GAP_CAP, NEAR, WINNER_WINDOW, Contenders, Floats, Hypothesis, Scores, Status
+from veridifr.scoring_table import Indices, Table, above, largest_by_row, table_of
 from veridifr.trace import Trace
-
-Indices = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 _LIKELY = 6.0
 """Candidates with more than exp(-6) of the probability get their noise in the first pass."""
-_SMALL = 10.0
-"""Terms below exp(-10) of the largest need no float64 in a sum: that of all of them is at most a few per cent."""
 _BLOCK = 65_536
 """Candidates up to which a block is not worth splitting: a block costs a fraction of a millisecond in calls alone."""
 _THREADS = min(4, os.cpu_count() or 1)
@@ -53,10 +48,10 @@ def score(
     if contract.family == "inverse_cdf":
         from veridifr.scoring_inverse_cdf import score_inverse_cdf  # imports this module
 
-        return score_inverse_cdf(trace, evidence, hypothesis, _table(trace, evidence, hypothesis, eos_ids))
+        return score_inverse_cdf(trace, evidence, hypothesis, table_of(trace, evidence, hypothesis, eos_ids))
 
     def part(first: int, last: int) -> Scores:
-        table = _table(trace, _tokens(evidence, first, last), hypothesis, eos_ids, first)
+        table = table_of(trace, _tokens(evidence, first, last), hypothesis, eos_ids, first)
         return _score_perturbed(trace, hypothesis, table, tail_mass)
 
     edges = _blocks(evidence.offsets_T1)
@@ -113,95 +108,6 @@ def _joined(parts: Sequence[Scores]) -> Scores:
         ),
         hashes=sum(part.hashes for part in parts),
     )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Table:
-    """Candidates with processed logits and distances to the edge, ready for any family of contract."""
-
-    evidence: Evidence
-    temperature: float
-    first: int
-    """The output step of the first of the T tokens."""
-    steps: int
-    claimed_T: Indices
-    logits_N: Logits
-    """float32 as listed, or float64 where settings act on single logits."""
-    edges_N: Floats | None
-    decided_T: npt.NDArray[np.bool_] | None
-    logprob_T: Floats
-    total_T: Floats
-    """log of the sum of exp(l/T) over the vocabulary, in nats."""
-
-    @property
-    def counts_T(self) -> Indices:
-        """How many candidates each token has."""
-        return np.diff(self.evidence.offsets_T1)
-
-    def rows_of(self, index_M: Indices) -> Indices:
-        """The rows of M candidates given in ascending order, int64[M]."""
-        counts_T = np.diff(np.searchsorted(index_M, self.evidence.offsets_T1))
-        return np.repeat(np.arange(self.steps, dtype=np.int64), counts_T)
-
-
-def _table(trace: Trace, evidence: Evidence, hypothesis: Hypothesis, eos_ids: tuple[int, ...], first: int = 0) -> Table:
-    sampling, order = hypothesis.sampling, hypothesis.contract.order
-    temperature = 0.0 if sampling.greedy else hypothesis.contract.effective_temperature(sampling.temperature)
-    steps = evidence.tokens
-    logits_N: Logits = evidence.logits_N
-    claimed_T = claimed_index(evidence, trace.output_token_ids[first : first + steps])
-    heat = temperature or 1.0
-    total_T = evidence.lse_T if heat == 1.0 else _log_total(evidence, heat)
-    logprob_T = logits_N[claimed_T].astype(np.float64) / heat - total_T
-    if needs_processing(sampling):
-        steps_T = np.arange(first, first + steps, dtype=np.int64)
-        processed_N = process(
-            order, sampling, trace.prompt_token_ids, trace.output_token_ids, steps_T, evidence.rows_N,
-            evidence.ids_N.astype(np.int64), logits_N.astype(np.float64), eos_ids,
-        )  # fmt: skip
-        logits_N = np.asarray(processed_N, dtype=np.float64)
-    edges_N = decided_T = None
-    if filters_on(sampling) and not sampling.greedy:
-        edge = membership(
-            order, sampling, heat, evidence.offsets_T1, logits_N.astype(np.float64),
-            evidence.tail_at(heat), evidence.floor_T,
-        )  # fmt: skip
-        edges_N, decided_T = edge.distance_N, edge.decided_R
-    return Table(
-        evidence=evidence,
-        temperature=temperature,
-        first=first,
-        steps=steps,
-        claimed_T=claimed_T,
-        logits_N=logits_N,
-        edges_N=edges_N,
-        decided_T=decided_T,
-        logprob_T=logprob_T,
-        total_T=total_T,
-    )
-
-
-def _log_total(evidence: Evidence, temperature: float) -> Floats:
-    """log of the sum of exp(l / temperature) over the vocabulary; the unlisted part is what the listing says of it.
-
-    The stated tail belongs to the claimed temperature; at a lower one it is smaller, so this errs by at most the tail.
-    Terms below exp(-`_SMALL`) of the largest are added in float32: their sum, a few per cent, is good to 1e-6 of it.
-    """
-    logits_N, start_T = evidence.logits_N, evidence.offsets_T1[:-1]
-    counts_T = np.diff(evidence.offsets_T1)
-    top_T = np.maximum.reduceat(logits_N, start_T)
-    weights_N = logits_N - np.repeat(top_T, counts_T)
-    large = np.flatnonzero(weights_N > np.float32(-_SMALL * temperature))
-    firsts_T = np.searchsorted(large, start_T)  # every row has one: its largest
-    top_L = np.repeat(top_T, np.diff(firsts_T, append=len(large)))
-    terms_L = np.exp(np.subtract(logits_N[large], top_L, dtype=np.float64) / temperature)
-    weights_N[large] = -np.inf
-    np.multiply(weights_N, np.float32(1.0 / temperature), out=weights_N)
-    listed_T = np.add.reduceat(np.exp(weights_N, out=weights_N), start_T, dtype=np.float64)
-    listed_T += np.add.reduceat(terms_L, firsts_T)
-    tail_T = np.minimum(evidence.tail_at(temperature), 0.5)
-    total: Floats = top_T.astype(np.float64) / temperature + np.log(listed_T) - np.log1p(-tail_T)
-    return total
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -269,18 +175,18 @@ def _perturb(trace: Trace, hypothesis: Hypothesis, table: Table) -> tuple[_Pertu
     likely_N[table.claimed_T] = True
     likely_N &= live_N
     likely = np.flatnonzero(likely_N)
-    rows_L = table.rows_of(likely)
+    rows_L, firsts_L = table.rows_of(likely)
     noise = contract.gumbel(stream, steps_T, rows_L, table.evidence.ids_N[likely].astype(np.int64))
     scores_L = logits_N[likely] + heat * noise
-    best_T = largest_by_row(scores_L, rows_L, table.steps) - NEAR
+    best_T = largest_by_row(scores_L, firsts_L) - NEAR
     rest_N = np.greater(live_N, likely_N, out=live_N)
     if contract.bound is not None:
         rest_N &= above(logits_N, best_T - heat * contract.bound, table.counts_T)
     rest = np.flatnonzero(rest_N)
     if not len(rest):
         return _field(table, likely, scores_L), len(likely)
-    rows_M, rest_M = table.rows_of(rest), logits_N[rest]
-    top_T = largest_by_row(rest_M, rows_M, table.steps)
+    (rows_M, firsts_M), rest_M = table.rows_of(rest), logits_N[rest]
+    top_T = largest_by_row(rest_M, firsts_M)
     least_T = np.where(top_T > -np.inf, (best_T - top_T) / heat, np.inf)
     ids_M = table.evidence.ids_N[rest].astype(np.int64)
     index, noise = contract.gumbel_above(stream, steps_T, rows_M, ids_M, least_T)
@@ -288,28 +194,6 @@ def _perturb(trace: Trace, hypothesis: Hypothesis, table: Table) -> tuple[_Pertu
     order = np.argsort(found, kind="stable")  # two ascending parts: no more than a merge
     scores = np.concatenate([scores_L, rest_M[index] + heat * noise])
     return _field(table, found[order], scores[order]), len(likely) + len(rest)
-
-
-def above(values_N: Logits, least_T: Floats, counts_T: Indices) -> npt.NDArray[np.bool_]:
-    """Whether each value exceeds the threshold of its row, exactly as if compared in float64.
-
-    float32 values are compared with the largest float32 number that is not above the threshold.
-    """
-    if values_N.dtype == np.float64:
-        return np.greater(values_N, np.repeat(least_T, counts_T))
-    with np.errstate(over="ignore"):
-        rounded_T = least_T.astype(np.float32)
-    rounded_T = np.where(rounded_T > least_T, np.nextafter(rounded_T, np.float32(-np.inf)), rounded_T)
-    return np.greater(values_N, np.repeat(rounded_T, counts_T))
-
-
-def largest_by_row(values_M: Logits, rows_M: Indices, rows: int) -> Floats:
-    """The largest of each row's values, whose rows ascend; minus infinity for a row without any. float64[rows]."""
-    top_R = np.full(rows, -np.inf)
-    firsts = np.flatnonzero(np.diff(rows_M, prepend=-1))
-    if len(firsts):
-        top_R[rows_M[firsts]] = np.maximum.reduceat(values_M, firsts)
-    return top_R
 
 
 def _field(table: Table, index: Indices, scores: Floats) -> _Perturbed:
@@ -320,14 +204,14 @@ def _field(table: Table, index: Indices, scores: Floats) -> _Perturbed:
         scores = np.insert(scores, own_T[lacks_T], -np.inf)
         index = np.insert(index, own_T[lacks_T], table.claimed_T[lacks_T])
         own_T = np.searchsorted(index, table.claimed_T)
-    rows = table.rows_of(index)
+    rows, starts_T = table.rows_of(index)
     return _Perturbed(
         index_M=index,
         rows_M=rows,
         scores_M=scores,
         edges_M=None if table.edges_N is None else table.edges_N[index],
         own_T=own_T,
-        starts_T=np.searchsorted(rows, np.arange(table.steps)),
+        starts_T=starts_T,
     )
 
 
@@ -374,13 +258,13 @@ def _contenders(field: _Perturbed, top_T: Floats, z_T: Floats) -> Contenders:
 
 def sampling_probability(trace: Trace, evidence: Evidence, hypothesis: Hypothesis) -> Floats:
     """Probability of each claimed token under the sampling distribution itself (no noise known); 0 outside the set."""
-    table = _table(trace, evidence, hypothesis, ())
+    table = table_of(trace, evidence, hypothesis, ())
     if table.edges_N is None:
         return np.exp(np.minimum(table.logprob_T, 0.0))
     starts_T = evidence.offsets_T1[:-1]
     kept_N = table.edges_N <= 0
     top_T = np.maximum.reduceat(np.where(kept_N, table.logits_N, -np.inf), starts_T)
-    weights_N = (table.logits_N - np.repeat(top_T, table.counts_T)) / (table.temperature or 1.0)
+    weights_N = (table.logits_N.astype(np.float64) - np.repeat(top_T, table.counts_T)) / (table.temperature or 1.0)
     weights_N = np.where(kept_N, np.exp(weights_N), 0.0)
     share: Floats = weights_N[table.claimed_T] / np.add.reduceat(weights_N, starts_T)
     return share

@@ -18,6 +18,7 @@ import torch
 
 from veridifr.evidence import CANDIDATE_BYTES, HOT
 from veridifr.filters import EDGE_WINDOW, filters_on
+from veridifr.references.shares import ROUNDING, Shares, floats, shares_at
 from veridifr.trace import Sampling
 
 Floats = npt.NDArray[np.float64]
@@ -32,10 +33,6 @@ _ROOM = 192
 _MOVED = 1.0
 """How far, in logits, the edge of top-p may move without reaching unlisted tokens."""
 _FINITE = float(np.finfo(np.float32).min)
-_ROUNDING = 1e-4
-"""More than float32 rounding moves a logit."""
-_VISIBLE = 1e-15
-"""Shares below this are not summed: float32 cannot hold their squares, and V times the threshold is little enough."""
 _LONG = 1024
 """A larger top-k cuts so little that the tail is listed instead, as without it; above V it is off."""
 _EDGE_ROOM = 16
@@ -89,9 +86,9 @@ def list_candidates(
         scratch_RV = torch.empty_like(logits_RV)
     filtered = sampling.greedy or filters_on(sampling)
     base = 1.0 if not filtered and 0.5 <= heat <= 1.0 else heat  # without filters only a bound on the tail is needed
-    lse_R = base_lse_R = _shares(logits_RV, 1.0, scratch_RV)
+    lse_R = base_lse_R = shares_at(logits_RV, 1.0, scratch_RV)
     if base != 1.0 or not same:
-        base_lse_R = _shares(processed_RV, base, scratch_RV)
+        base_lse_R = shares_at(processed_RV, base, scratch_RV)
     budget = list_bytes // CANDIDATE_BYTES * 7 // 8  # what is listed is about a seventh more
     top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k <= _LONG else None
     short = min(vocab, max(budget, 2, (top_k or 0) + _EDGE_ROOM))
@@ -102,7 +99,7 @@ def list_candidates(
         least_R = torch.minimum(_largest(best_RG, short), _min_p_edge(processed_RV, sampling.min_p, heat))
         cut = _cut_at(processed_RV, least_R)
     else:
-        shares, allowed = _Shares(scratch_RV, base, base_lse_R, heat), _allowed_tail(sampling, tail_mass)
+        shares, allowed = Shares(scratch_RV, base, base_lse_R, heat), _allowed_tail(sampling, tail_mass)
         cut, tail_R = _cut_tail(processed_RV, shares, best_RG, short, allowed)
         tail_R = tail_R if sampling.top_p is None else None  # top-p needs the very mass, not a bound on it
     own_R = logits_RV.gather(1, claimed_R[:, None])[:, 0]
@@ -130,22 +127,6 @@ def list_candidates(
 def _counts(flat_N: Indices, rows: int, vocab: int) -> Indices:
     """How many of the ascending `flat_N` = row * V + id each row owns, int64[R]."""
     return np.diff(np.searchsorted(flat_N, np.arange(rows + 1, dtype=np.int64) * vocab))
-
-
-def _shares(logits_RV: torch.Tensor, heat: float, out_RV: torch.Tensor) -> Floats:
-    """The log-sum-exp of each row at temperature `heat`, float64[R]; the probabilities go to `out_RV`.
-
-    torch's softmax is one pass that stays in the cache, and the largest probability is exp(top - lse).
-    """
-    scaled_RV = logits_RV if heat == 1.0 else torch.div(logits_RV, heat, out=out_RV)
-    top_R = _floats(scaled_RV.amax(dim=1))
-    torch.softmax(scaled_RV, dim=1, out=out_RV)
-    lse_R: Floats = top_R - np.log(_floats(out_RV.amax(dim=1)))
-    return lse_R
-
-
-def _floats(values: torch.Tensor) -> Floats:
-    return np.asarray(values.cpu().numpy(), dtype=np.float64)
 
 
 def _ranks(
@@ -212,59 +193,19 @@ def _largest(best_RG: torch.Tensor, count: int) -> torch.Tensor:
     return torch.from_numpy(np.partition(best_RG.numpy(), place, axis=1)[:, place])
 
 
-@dataclass(frozen=True, eq=False)
-class _Shares:
-    """Probabilities `share_RV` at temperature `base`, log-sum-exp `lse_R`; what counts is the temperature `heat`.
-
-    `base` is at most twice `heat`, and not below it.
-    """
-
-    share_RV: torch.Tensor
-    base: float
-    lse_R: Floats
-    heat: float
-
-    def lse_at_heat(self, best_RG: torch.Tensor) -> Floats:
-        """A lower bound on the log-sum-exp at `heat`, and a close one: most of the mass is in its groups' best."""
-        if self.base == self.heat:
-            return self.lse_R
-        return _floats(torch.logsumexp(best_RG / self.heat, dim=1))
-
-    def tail(self, least_R: Floats, listed_R: Indices, lse_R: Floats) -> Floats:
-        """What logits below `least_R` hold at `heat` at most, of exp(`lse_R`); float64[R]. Writes over the shares.
-
-        Relative to the threshold a share at `base` is x <= 1, and at `heat` x^a with a = base / heat in [1, 2], which
-        is at most (2 - a) x + (a - 1) x^2, as the weighted geometric mean is at most the arithmetic. Cut to the
-        threshold, what is listed counts as 1 each; the rest is the tail, and no mask has to be stored.
-        """
-        power = self.base / self.heat
-        edge_R = np.exp(least_R / self.base - self.lse_R + _ROUNDING)  # reached by nothing unlisted
-        limit_R = torch.from_numpy(edge_R.astype(np.float32)).to(self.share_RV.device)
-        cut_RV = torch.minimum(self.share_RV, limit_R[:, None], out=self.share_RV)
-        spare_R = (1.0 - 4 * _ROUNDING) * listed_R  # what is listed counts as this much at least
-        visible_R = np.maximum(edge_R, _VISIBLE)
-        tail_R = (2.0 - power) * (_floats(cut_RV.sum(dim=1)) / visible_R - spare_R).clip(min=0.0)
-        if power != 1.0:
-            square_R = _floats(cut_RV.square_().sum(dim=1)) / np.square(visible_R)
-            tail_R += (power - 1.0) * (square_R - spare_R).clip(min=0.0)
-        tail_R = np.where(edge_R < _VISIBLE, cut_RV.shape[1], tail_R)
-        bound: Floats = tail_R * np.exp(least_R / self.heat - lse_R + 2 * _ROUNDING * power)
-        return bound
-
-
 def _cut_tail(
-    processed_RV: torch.Tensor, shares: _Shares, best_RG: torch.Tensor, short: int, allowed: float
+    processed_RV: torch.Tensor, shares: Shares, best_RG: torch.Tensor, short: int, allowed: float
 ) -> tuple[_Cut, Floats]:
     """All but a tail of at most `allowed` probability, `short` tokens at least; and what the tail holds at most."""
     rows, vocab = processed_RV.shape
     lse_R = shares.lse_at_heat(best_RG)
-    likely_R = (shares.heat * (lse_R + math.log(_BOLD * allowed / vocab)) - _ROUNDING).astype(np.float32)
+    likely_R = (shares.heat * (lse_R + math.log(_BOLD * allowed / vocab)) - ROUNDING).astype(np.float32)
     least_R = torch.from_numpy(likely_R).to(processed_RV.device)
     few = torch.nonzero((best_RG >= least_R[:, None]).sum(dim=1) < short)[:, 0]
     if len(few):  # elsewhere the `short` largest reach it anyway
         least_R[few] = torch.minimum(least_R[few], _largest(best_RG[few], short))
     cut = _cut_at(processed_RV, least_R)
-    tail_R = shares.tail(_floats(least_R), _counts(cut.flat_N, rows, vocab), lse_R)
+    tail_R = shares.tail(floats(least_R), _counts(cut.flat_N, rows, vocab), lse_R)
     over = np.flatnonzero(tail_R > allowed)
     if len(over):
         least_R[torch.from_numpy(over).to(least_R.device)] -= shares.heat * math.log(_BOLD)
