@@ -147,10 +147,8 @@ def listing_temperature(sampling: Sampling) -> float:
 
 def claimed_index(evidence: Evidence, claimed_T: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """Index into the candidates of each claimed token; `EvidenceError` if one is not listed."""
-    span = np.int64(evidence.vocab_size)
-    keys = evidence.rows_N * span + evidence.ids_N
-    wanted = np.arange(evidence.tokens, dtype=np.int64) * span + claimed_T
-    index = np.searchsorted(keys, wanted)
-    if (index >= len(keys)).any() or (keys[np.minimum(index, len(keys) - 1)] != wanted).any():
+    starts_T, ends_T = evidence.offsets_T1[:-1], evidence.offsets_T1[1:]
+    index = np.flatnonzero(evidence.ids_N == np.repeat(claimed_T.astype(np.int32, copy=False), ends_T - starts_T))
+    if len(index) != evidence.tokens or (index < starts_T).any() or (index >= ends_T).any():
         raise EvidenceError(f"evidence for sequence {evidence.trace_id!r}: ids: a claimed token is not listed")
     return index

@@ -18,13 +18,11 @@ import numpy.typing as npt
 
 from veridifr.contracts.base import Stream
 from veridifr.errors import UnsupportedError
-from veridifr.evidence import TAIL_MASS, Evidence, claimed_index
-from veridifr.filters import EDGE_WINDOW, filters_on, membership
-from veridifr.processors import needs_processing, process
+from veridifr.evidence import TAIL_MASS, Evidence
+from veridifr.filters import EDGE_WINDOW
 from veridifr.scores import GAP_CAP, NEAR, WINNER_WINDOW, Contenders, Floats, Hypothesis, Scores, Status
+from veridifr.scoring_table import Indices, Table, above, largest_by_row, table_of
 from veridifr.trace import Trace
-
-Indices = npt.NDArray[np.int64]
 
 _LIKELY = 6.0
 """Candidates with more than exp(-6) of the probability get their noise in the first pass."""
@@ -50,10 +48,10 @@ def score(
     if contract.family == "inverse_cdf":
         from veridifr.scoring_inverse_cdf import score_inverse_cdf  # imports this module
 
-        return score_inverse_cdf(trace, evidence, hypothesis, _table(trace, evidence, hypothesis, eos_ids))
+        return score_inverse_cdf(trace, evidence, hypothesis, table_of(trace, evidence, hypothesis, eos_ids))
 
     def part(first: int, last: int) -> Scores:
-        table = _table(trace, _tokens(evidence, first, last), hypothesis, eos_ids, first)
+        table = table_of(trace, _tokens(evidence, first, last), hypothesis, eos_ids, first)
         return _score_perturbed(trace, hypothesis, table, tail_mass)
 
     edges = _blocks(evidence.offsets_T1)
@@ -113,75 +111,6 @@ def _joined(parts: Sequence[Scores]) -> Scores:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Table:
-    """Candidates with processed logits and distances to the edge, ready for any family of contract."""
-
-    evidence: Evidence
-    temperature: float
-    first: int
-    """The output step of the first of the T tokens."""
-    steps: int
-    rows_N: Indices
-    claimed_T: Indices
-    logits_N: Floats
-    edges_N: Floats | None
-    decided_T: npt.NDArray[np.bool_] | None
-    logprob_T: Floats
-    total_T: Floats
-    """log of the sum of exp(l/T) over the vocabulary, in nats."""
-
-
-def _table(trace: Trace, evidence: Evidence, hypothesis: Hypothesis, eos_ids: tuple[int, ...], first: int = 0) -> Table:
-    sampling, order = hypothesis.sampling, hypothesis.contract.order
-    temperature = 0.0 if sampling.greedy else hypothesis.contract.effective_temperature(sampling.temperature)
-    steps = evidence.tokens
-    rows_N, logits_N = evidence.rows_N, evidence.logits_N.astype(np.float64)
-    claimed_T = claimed_index(evidence, trace.output_token_ids[first : first + steps])
-    heat = temperature or 1.0
-    total_T = evidence.lse_T if heat == 1.0 else _log_total(evidence, logits_N, rows_N, heat)
-    logprob_T = logits_N[claimed_T] / heat - total_T
-    if needs_processing(sampling):
-        steps_T = np.arange(first, first + steps, dtype=np.int64)
-        processed_N = process(
-            order, sampling, trace.prompt_token_ids, trace.output_token_ids, steps_T, rows_N,
-            evidence.ids_N.astype(np.int64), logits_N, eos_ids,
-        )  # fmt: skip
-        logits_N = np.asarray(processed_N, dtype=np.float64)
-    edges_N = decided_T = None
-    if filters_on(sampling) and not sampling.greedy:
-        edge = membership(
-            order, sampling, heat, evidence.offsets_T1, logits_N, evidence.tail_at(heat), evidence.floor_T
-        )
-        edges_N, decided_T = edge.distance_N, edge.decided_R
-    return Table(
-        evidence=evidence,
-        temperature=temperature,
-        first=first,
-        steps=steps,
-        rows_N=rows_N,
-        claimed_T=claimed_T,
-        logits_N=logits_N,
-        edges_N=edges_N,
-        decided_T=decided_T,
-        logprob_T=logprob_T,
-        total_T=total_T,
-    )
-
-
-def _log_total(evidence: Evidence, logits_N: Floats, rows_N: Indices, temperature: float) -> Floats:
-    """log of the sum of exp(l / temperature) over the vocabulary; the unlisted part is what the listing says of it.
-
-    The stated tail belongs to the claimed temperature; at a lower one it is smaller, so this errs by at most the tail.
-    """
-    start_T = evidence.offsets_T1[:-1]
-    top_T = np.maximum.reduceat(logits_N, start_T)
-    weights_N = (logits_N - top_T[rows_N]) / temperature
-    listed_T = np.add.reduceat(np.exp(weights_N, out=weights_N), start_T)
-    total: Floats = top_T / temperature + np.log(listed_T) - np.log1p(-np.minimum(evidence.tail_at(temperature), 0.5))
-    return total
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
 class _Perturbed:
     """The M candidates that could win, and the claimed ones: `index_M` (ascending) into the table's candidates."""
 
@@ -232,51 +161,57 @@ def _perturb(trace: Trace, hypothesis: Hypothesis, table: Table) -> tuple[_Pertu
     First the likely candidates of each token; then, of the others, only those whose noise could still bring them near
     the best score so far. What falls short needs no logarithms, and what the noise's bound rules out no hash either.
     """
-    contract, heat, rows_N, logits_N = hypothesis.contract, table.temperature, table.rows_N, table.logits_N
-    starts_T, ids_N = table.evidence.offsets_T1[:-1], table.evidence.ids_N.astype(np.int64)
+    contract, heat, logits_N = hypothesis.contract, table.temperature, table.logits_N
     live_N = logits_N > -np.inf
     if table.edges_N is not None:
         live_N &= table.edges_N < EDGE_WINDOW
-    live_N[table.claimed_T] = logits_N[table.claimed_T] > -np.inf
+        live_N[table.claimed_T] = logits_N[table.claimed_T] > -np.inf
     if contract.family == "greedy" or heat == 0.0:
-        return _field(table, np.where(live_N, logits_N, -np.inf)), 0
+        live = np.flatnonzero(live_N)
+        return _field(table, live, logits_N[live].astype(np.float64)), 0
     stream = stream_of(trace, table.evidence, hypothesis)
     steps_T = np.arange(table.first, table.first + table.steps, dtype=np.int64)
-    scores_N = np.full(len(logits_N), -np.inf)
-    likely_N = logits_N > (heat * table.total_T - heat * _LIKELY)[rows_N]
+    likely_N = above(logits_N, heat * table.total_T - heat * _LIKELY, table.counts_T)
     likely_N[table.claimed_T] = True
     likely_N &= live_N
     likely = np.flatnonzero(likely_N)
-    noise = contract.gumbel(stream, steps_T, rows_N[likely], ids_N[likely])
-    scores_N[likely] = logits_N[likely] + heat * noise
-    best_T = np.maximum.reduceat(scores_N, starts_T) - NEAR
-    rest_N = live_N & ~likely_N
+    rows_L, firsts_L = table.rows_of(likely)
+    noise = contract.gumbel(stream, steps_T, rows_L, table.evidence.ids_N[likely].astype(np.int64))
+    scores_L = logits_N[likely] + heat * noise
+    best_T = largest_by_row(scores_L, firsts_L) - NEAR
+    rest_N = np.greater(live_N, likely_N, out=live_N)
     if contract.bound is not None:
-        rest_N &= logits_N > (best_T - heat * contract.bound)[rows_N]
+        rest_N &= above(logits_N, best_T - heat * contract.bound, table.counts_T)
     rest = np.flatnonzero(rest_N)
-    if len(rest):
-        rows_M, rest_M = rows_N[rest], logits_N[rest]
-        top_T = np.full(table.steps, -np.inf)
-        firsts = np.flatnonzero(np.diff(rows_M, prepend=-1))
-        top_T[rows_M[firsts]] = np.maximum.reduceat(rest_M, firsts)
-        least_T = np.where(top_T > -np.inf, (best_T - top_T) / heat, np.inf)
-        index, noise = contract.gumbel_above(stream, steps_T, rows_M, ids_N[rest], least_T)
-        scores_N[rest[index]] = rest_M[index] + heat * noise
-    return _field(table, scores_N), len(likely) + len(rest)
+    if not len(rest):
+        return _field(table, likely, scores_L), len(likely)
+    (rows_M, firsts_M), rest_M = table.rows_of(rest), logits_N[rest]
+    top_T = largest_by_row(rest_M, firsts_M)
+    least_T = np.where(top_T > -np.inf, (best_T - top_T) / heat, np.inf)
+    ids_M = table.evidence.ids_N[rest].astype(np.int64)
+    index, noise = contract.gumbel_above(stream, steps_T, rows_M, ids_M, least_T)
+    found = np.concatenate([likely, rest[index]])
+    order = np.argsort(found, kind="stable")  # two ascending parts: no more than a merge
+    scores = np.concatenate([scores_L, rest_M[index] + heat * noise])
+    return _field(table, found[order], scores[order]), len(likely) + len(rest)
 
 
-def _field(table: Table, scores_N: Floats) -> _Perturbed:
-    there_N = scores_N > -np.inf
-    there_N[table.claimed_T] = True
-    index = np.flatnonzero(there_N)
-    rows = table.rows_N[index]
+def _field(table: Table, index: Indices, scores: Floats) -> _Perturbed:
+    """The field of candidates `index` (ascending) with their scores; claimed tokens are added where they lack."""
+    own_T = np.searchsorted(index, table.claimed_T)
+    lacks_T = index[np.minimum(own_T, len(index) - 1)] != table.claimed_T if len(index) else np.ones(table.steps, bool)
+    if lacks_T.any():
+        scores = np.insert(scores, own_T[lacks_T], -np.inf)
+        index = np.insert(index, own_T[lacks_T], table.claimed_T[lacks_T])
+        own_T = np.searchsorted(index, table.claimed_T)
+    rows, starts_T = table.rows_of(index)
     return _Perturbed(
         index_M=index,
         rows_M=rows,
-        scores_M=scores_N[index],
+        scores_M=scores,
         edges_M=None if table.edges_N is None else table.edges_N[index],
-        own_T=np.searchsorted(index, table.claimed_T),
-        starts_T=np.searchsorted(rows, np.arange(table.steps)),
+        own_T=own_T,
+        starts_T=starts_T,
     )
 
 
@@ -323,12 +258,13 @@ def _contenders(field: _Perturbed, top_T: Floats, z_T: Floats) -> Contenders:
 
 def sampling_probability(trace: Trace, evidence: Evidence, hypothesis: Hypothesis) -> Floats:
     """Probability of each claimed token under the sampling distribution itself (no noise known); 0 outside the set."""
-    table = _table(trace, evidence, hypothesis, ())
+    table = table_of(trace, evidence, hypothesis, ())
     if table.edges_N is None:
         return np.exp(np.minimum(table.logprob_T, 0.0))
     starts_T = evidence.offsets_T1[:-1]
     kept_N = table.edges_N <= 0
     top_T = np.maximum.reduceat(np.where(kept_N, table.logits_N, -np.inf), starts_T)
-    weights_N = np.where(kept_N, np.exp((table.logits_N - top_T[table.rows_N]) / (table.temperature or 1.0)), 0.0)
+    weights_N = (table.logits_N.astype(np.float64) - np.repeat(top_T, table.counts_T)) / (table.temperature or 1.0)
+    weights_N = np.where(kept_N, np.exp(weights_N), 0.0)
     share: Floats = weights_N[table.claimed_T] / np.add.reduceat(weights_N, starts_T)
     return share

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from veridifr.evidence import TAIL_MASS, Evidence
 from veridifr.scores import GAP_CAP, Contenders, Floats, Hypothesis, Scores
-from veridifr.scoring import Table, statuses, stream_of
+from veridifr.scoring import statuses, stream_of
+from veridifr.scoring_table import Table
 from veridifr.trace import Trace
 
 
@@ -22,12 +23,13 @@ def score_inverse_cdf(trace: Trace, evidence: Evidence, hypothesis: Hypothesis, 
     empty = np.empty(0, dtype=np.int64)
     steps_T = np.arange(table.steps, dtype=np.int64)
     uniform_T = hypothesis.contract.noise(stream_of(trace, evidence, hypothesis), steps_T, empty, empty)
-    edges_N = table.edges_N if table.edges_N is not None else np.full(len(table.logits_N), -np.inf)
+    logits_N = table.logits_N.astype(np.float64)
+    edges_N = table.edges_N if table.edges_N is not None else np.full(len(logits_N), -np.inf)
     gap_T, best_T, match_T = np.empty(table.steps), np.empty(table.steps, np.int32), np.empty(table.steps, bool)
     rows, scores, edges, claimed = [], [], [], []
     for step in steps_T:  # a few microseconds a token: this family is rare and its sets are short
         lo, hi = evidence.offsets_T1[step], evidence.offsets_T1[step + 1]
-        found = _interval(table.logits_N[lo:hi], edges_N[lo:hi], table, float(uniform_T[step]), int(step), lo)
+        found = _interval(logits_N[lo:hi], edges_N[lo:hi], table, float(uniform_T[step]), int(step), lo)
         gap_T[step], best_T[step], match_T[step] = found.gap, evidence.ids_N[lo + found.best], found.match
         rows.append(np.full(len(found.lower), step, np.int32))
         scores.append(found.lower)

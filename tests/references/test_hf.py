@@ -70,7 +70,8 @@ def check_against(
     best_left = np.where(unlisted, shown, -np.inf).max(axis=1)
     assert (best_left <= evidence.floor_T + 1e-3).all()
     for temperature, tail_T in ((heat, evidence.tail_T), (HOT * heat, evidence.hot_tail_T)):
-        share = np.exp(shown / temperature - np.logaddexp.reduce(shown / temperature, axis=1, keepdims=True))
+        scaled = shown.astype(np.float64) / temperature
+        share = np.exp(scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
         assert ((share * unlisted).sum(axis=1) <= tail_T * (1 + 1e-3) + 1e-6).all()
 
 

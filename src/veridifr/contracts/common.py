@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from veridifr.contracts.base import Contract, FloatArray, Stage, Stream
+from veridifr.contracts.base import Contract, FloatArray, IndexArray, Stage, Stream
 from veridifr.errors import UnsupportedError
 from veridifr.trace import EngineRecord, Sampling
+
+_Any = TypeVar("_Any", bound=np.generic)
 
 HARMLESS_EXTRA = frozenset(
     {
@@ -109,6 +112,13 @@ def least_uniform(least_R: FloatArray) -> FloatArray:
     """The uniform u at which -log(-log u) reaches `least_R`."""
     with np.errstate(over="ignore"):  # far below every draw: u is 0
         return np.exp(-np.exp(-least_R))
+
+
+def by_row(values_R: npt.NDArray[_Any], rows_N: IndexArray) -> npt.NDArray[_Any]:
+    """`values_R[rows_N]` for ascending `rows_N`: repeating a row's value costs a fraction of looking each one up."""
+    if len(rows_N) < 16 * len(values_R):
+        return values_R[rows_N]
+    return np.repeat(values_R, np.diff(np.searchsorted(rows_N, np.arange(len(values_R) + 1))))
 
 
 class NoiseContract(Contract):

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.contracts.base import FloatArray, IndexArray, Stream
-from veridifr.contracts.common import V1_ORDER, VllmContract, child_seed, least_uniform
+from veridifr.contracts.common import V1_ORDER, VllmContract, by_row, child_seed, least_uniform
 from veridifr.contracts.cuda import CUDA_BOUND, exponential_of, stride_of, words
 from veridifr.trace import EngineRecord, Sampling
 
@@ -40,13 +40,13 @@ class VllmV1CudaExp32(VllmContract):
     ) -> tuple[IndexArray, FloatArray]:
         bits = self._bits(stream, steps_R, rows_N, ids_N)
         edge_R = np.maximum(np.floor(least_uniform(least_R) * 2.0**32) - _ROUNDING, 0.0).astype(np.uint32)
-        index = np.flatnonzero(bits >= edge_R[rows_N])
+        index = np.flatnonzero(bits >= by_row(edge_R, rows_N))
         return index, -np.log(exponential_of(bits[index]))
 
     @staticmethod
     def _bits(stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray) -> npt.NDArray[np.uint32]:
         stride = stride_of(stream.vocab_size, stream.engine)
-        return words(child_seed(stream), steps_R[rows_N], ids_N, stream.vocab_size, stride)
+        return words(child_seed(stream), by_row(steps_R, rows_N), ids_N, stream.vocab_size, stride)
 
 
 _ROUNDING = 1024

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.contracts.base import FloatArray, IndexArray, Stage, Stream
-from veridifr.contracts.common import VllmContract, child_seed, gumbel_of, least_uniform
+from veridifr.contracts.common import VllmContract, by_row, child_seed, gumbel_of, least_uniform
 from veridifr.rng import murmur3, philox4x32
 
 UInt32 = npt.NDArray[np.uint32]
@@ -55,7 +55,7 @@ def _row_keys(stream: Stream, steps_R: IndexArray) -> UInt32:
 
 
 def _words(stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray, count: int) -> list[UInt32]:
-    keys = _row_keys(stream, steps_R)[rows_N]
+    keys = by_row(_row_keys(stream, steps_R), rows_N)
     return philox4x32((ids_N, 0, 0, 0), (keys, 0), range(count))
 
 
@@ -93,13 +93,15 @@ class _V2Philox32(_V2):
     ) -> tuple[IndexArray, FloatArray]:
         bits = _words(stream, steps_R, rows_N, ids_N, 1)[0]
         signed = bits.view(np.int32)
-        drawn = signed ^ (signed >> 31)  # u in units of 2^-31, before it is rounded to float32
+        drawn = signed >> 31
+        drawn ^= signed  # u in units of 2^-31, before it is rounded to float32
         edge_R = least_uniform(least_R)
         if self.flipped:
             most_R = np.ceil((1.0 - edge_R) * 2.0**31) + _ROUNDING
-            near = drawn <= np.minimum(most_R, 2.0**31 - 1).astype(np.int32)[rows_N]
+            near = drawn <= by_row(np.minimum(most_R, 2.0**31 - 1).astype(np.int32), rows_N)
         else:
-            near = drawn >= np.maximum(np.floor(edge_R * 2.0**31) - _ROUNDING, 0.0).astype(np.int32)[rows_N]
+            least_R = np.maximum(np.floor(edge_R * 2.0**31) - _ROUNDING, 0.0)
+            near = drawn >= by_row(least_R.astype(np.int32), rows_N)
         index = np.flatnonzero(near)
         return index, self.transform(triton_uniform(bits[index]))
 

@@ -165,6 +165,7 @@ class HfReference(Reference):
         """List a chunk in blocks that fit a CPU's cache; on a GPU in one."""
         rows, vocab = logits_RV.shape
         block = max(1, _CACHED_ELEMENTS // vocab) if self._device.type == "cpu" else rows
+        scratch = torch.empty_like(logits_RV[:block])
         for first in range(0, rows, block):
             logits = logits_RV[first : first + block]
             processed = logits if processed_RV is logits_RV else processed_RV[first : first + block]
@@ -175,6 +176,7 @@ class HfReference(Reference):
                 sampling,
                 tail_mass=self._settings.tail_mass,
                 list_bytes=self._settings.list_bytes,
+                scratch_RV=scratch[: len(logits)],
             )
 
     def _find_head(self) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from veridifr.evidence import CANDIDATE_BYTES, HOT
-from veridifr.filters import EDGE_WINDOW
+from veridifr.filters import EDGE_WINDOW, filters_on
+from veridifr.references.shares import ROUNDING, Shares, floats, shares_at
 from veridifr.trace import Sampling
 
 Floats = npt.NDArray[np.float64]
@@ -32,8 +33,6 @@ _ROOM = 192
 _MOVED = 1.0
 """How far, in logits, the edge of top-p may move without reaching unlisted tokens."""
 _FINITE = float(np.finfo(np.float32).min)
-_ROUNDING = 1e-4
-"""More than float32 rounding moves a logit."""
 _LONG = 1024
 """A larger top-k cuts so little that the tail is listed instead, as without it; above V it is off."""
 _EDGE_ROOM = 16
@@ -72,72 +71,69 @@ def list_candidates(
     *,
     tail_mass: float,
     list_bytes: int,
+    scratch_RV: torch.Tensor | None = None,
 ) -> Listing:
     """List candidates of R rows over V tokens (float32 logits), the claimed one always among them.
 
     `processed_RV` decides what can win (the same object as `logits_RV` unless penalties and the like are on); the
-    logits listed are the model's own.
+    logits listed are the model's own. `scratch_RV`, of the same shape, is written over: new memory for every block of
+    rows costs as much as what is computed in it.
     """
     rows, vocab = logits_RV.shape
     heat = 1.0 if sampling.greedy else sampling.temperature
     same = processed_RV is logits_RV
-    share_RV, heat_lse_R = _shares(processed_RV, heat)
-    lse_R = heat_lse_R if heat == 1.0 and same else _shares(logits_RV, 1.0)[1]
+    if scratch_RV is None:
+        scratch_RV = torch.empty_like(logits_RV)
+    filtered = sampling.greedy or filters_on(sampling)
+    base = 1.0 if not filtered and 0.5 <= heat <= 1.0 else heat  # without filters only a bound on the tail is needed
+    lse_R = base_lse_R = shares_at(logits_RV, 1.0, scratch_RV)
+    if base != 1.0 or not same:
+        base_lse_R = shares_at(processed_RV, base, scratch_RV)
     budget = list_bytes // CANDIDATE_BYTES * 7 // 8  # what is listed is about a seventh more
     top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k <= _LONG else None
     short = min(vocab, max(budget, 2, (top_k or 0) + _EDGE_ROOM))
-    largest_R, tail_R = _least_of_largest(processed_RV, short), None
+    best_RG, tail_R = _best_of_groups(processed_RV, short), None
     if sampling.greedy or sampling.top_k is not None:
-        cut = _cut_at(processed_RV, largest_R)
+        cut = _cut_at(processed_RV, _largest(best_RG, short))
     elif sampling.min_p is not None:
-        cut = _cut_at(processed_RV, torch.minimum(largest_R, _min_p_edge(processed_RV, sampling.min_p, heat)))
+        least_R = torch.minimum(_largest(best_RG, short), _min_p_edge(processed_RV, sampling.min_p, heat))
+        cut = _cut_at(processed_RV, least_R)
     else:
-        allowed = _allowed_tail(sampling, tail_mass)
-        cut, tail_R = _cut_tail(processed_RV, share_RV, heat_lse_R, heat, largest_R, allowed)
+        shares, allowed = Shares(scratch_RV, base, base_lse_R, heat), _allowed_tail(sampling, tail_mass)
+        cut, tail_R = _cut_tail(processed_RV, shares, best_RG, short, allowed)
         tail_R = tail_R if sampling.top_p is None else None  # top-p needs the very mass, not a bound on it
     own_R = logits_RV.gather(1, claimed_R[:, None])[:, 0]
     shown_own_R = own_R if same else processed_RV.gather(1, claimed_R[:, None])[:, 0]
     wanted_R = np.arange(rows, dtype=np.int64) * vocab + claimed_R.cpu().numpy()
     flat_N, shown_N = _with_claimed(cut, wanted_R, shown_own_R.cpu().numpy())
-    counts_R = np.diff(np.searchsorted(flat_N, np.arange(rows + 1, dtype=np.int64) * vocab))
-    rows_N = np.repeat(np.arange(rows, dtype=np.int64), counts_R)
+    counts_R = _counts(flat_N, rows, vocab)
     if tail_R is None:
-        share_N = np.exp(shown_N.astype(np.float64) / heat - heat_lse_R[rows_N])
-        tail_R = np.asarray(1.0 - np.bincount(rows_N, share_N, minlength=rows))
+        share_N = np.exp(shown_N.astype(np.float64) / heat - np.repeat(base_lse_R, counts_R))
+        tail_R = 1.0 - np.add.reduceat(share_N, np.cumsum(counts_R) - counts_R)
     tail_R = np.where(cut.floor_R == -np.inf, 0.0, np.clip(tail_R, 0.0, 1.0))
     values_N = shown_N if same else logits_RV.reshape(-1)[torch.from_numpy(flat_N).to(logits_RV.device)].cpu().numpy()
     return Listing(
         counts_R=counts_R,
-        ids_N=(flat_N - rows_N * vocab).astype(np.int32),
+        ids_N=flat_N.astype(np.int32) - np.repeat(np.arange(rows, dtype=np.int32) * vocab, counts_R),
         logits_N=values_N,
         lse_R=lse_R,
-        rank_R=_ranks(logits_RV, own_R, values_N, rows_N, cut.floor_R if same else None),
+        rank_R=_ranks(logits_RV, own_R, values_N, counts_R, cut.floor_R if same else None),
         floor_R=cut.floor_R,
         tail_R=tail_R,
-        hot_tail_R=_hot_tail(shown_N, rows_N, counts_R, cut.floor_R, HOT * heat, vocab),
+        hot_tail_R=_hot_tail(shown_N, counts_R, cut.floor_R, HOT * heat, vocab),
     )
 
 
-def _shares(logits_RV: torch.Tensor, heat: float) -> tuple[torch.Tensor, Floats]:
-    """Probabilities at temperature `heat`, [R, V], and the log-sum-exp of each row, float64[R].
-
-    torch's softmax is one pass that stays in the cache, and the largest probability is exp(top - lse).
-    """
-    scaled_RV = logits_RV if heat == 1.0 else logits_RV / heat
-    share_RV = torch.softmax(scaled_RV, dim=1)
-    top_R, best_R = (_floats(found.amax(dim=1)) for found in (scaled_RV, share_RV))
-    return share_RV, top_R - np.log(best_R)
-
-
-def _floats(values: torch.Tensor) -> Floats:
-    return np.asarray(values.cpu().numpy(), dtype=np.float64)
+def _counts(flat_N: Indices, rows: int, vocab: int) -> Indices:
+    """How many of the ascending `flat_N` = row * V + id each row owns, int64[R]."""
+    return np.diff(np.searchsorted(flat_N, np.arange(rows + 1, dtype=np.int64) * vocab))
 
 
 def _ranks(
     logits_RV: torch.Tensor,
     own_R: torch.Tensor,
     values_N: npt.NDArray[np.float32],
-    rows_N: Indices,
+    counts_R: Indices,
     floor_R: npt.NDArray[np.float32] | None,
 ) -> npt.NDArray[np.int32]:
     """How many logits of the row are larger than the claimed one.
@@ -145,7 +141,9 @@ def _ranks(
     Where that one reaches the floor, all that are larger are listed; elsewhere the whole row is counted.
     """
     claimed_R = own_R.cpu().numpy()
-    rank_R = np.bincount(rows_N[values_N > claimed_R[rows_N]], minlength=len(claimed_R)).astype(np.int32)
+    larger = np.flatnonzero(values_N > np.repeat(claimed_R, counts_R))
+    edges = np.searchsorted(larger, np.cumsum(counts_R))
+    rank_R = np.diff(edges, prepend=0).astype(np.int32)
     below = np.arange(len(claimed_R)) if floor_R is None else np.flatnonzero(claimed_R < floor_R)
     if len(below):
         chosen = torch.from_numpy(below).to(logits_RV.device)
@@ -173,41 +171,44 @@ def _allowed_tail(sampling: Sampling, tail_mass: float) -> float:
     return max(tail_mass, odds_left / (1.0 + odds_left))
 
 
-def _least_of_largest(processed_RV: torch.Tensor, count: int) -> torch.Tensor:
-    """A logit of each row that at least its `count` largest reach, and few others: float32[R].
-
-    A row is dealt to groups, and `count` of the groups have a maximum that reaches the `count`-th largest maximum.
-    """
+def _best_of_groups(processed_RV: torch.Tensor, count: int) -> torch.Tensor:
+    """Each row dealt to groups: the largest logit of every group, [R, G]; several groups for each of `count` tokens."""
     rows, vocab = processed_RV.shape
     groups = _GROUPS * count
     deep = vocab // groups
     if deep < 2:
-        return processed_RV.topk(count, dim=1).values[:, -1]
+        return processed_RV
     best_RG = processed_RV[:, : deep * groups].view(rows, deep, groups).amax(dim=1)
     rest = vocab - deep * groups
     if rest:
         best_RG[:, :rest] = torch.maximum(best_RG[:, :rest], processed_RV[:, deep * groups :])
+    return best_RG
+
+
+def _largest(best_RG: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count`-th largest of each row, float32[R]: at least so many logits of the row reach it, and few others."""
     if best_RG.device.type != "cpu":
         return best_RG.topk(count, dim=1).values[:, -1]
-    return torch.from_numpy(np.partition(best_RG.numpy(), groups - count, axis=1)[:, groups - count])
+    place = best_RG.shape[1] - count
+    return torch.from_numpy(np.partition(best_RG.numpy(), place, axis=1)[:, place])
 
 
 def _cut_tail(
-    processed_RV: torch.Tensor, share_RV: torch.Tensor, lse_R: Floats, heat: float, most_R: torch.Tensor, allowed: float
+    processed_RV: torch.Tensor, shares: Shares, best_RG: torch.Tensor, short: int, allowed: float
 ) -> tuple[_Cut, Floats]:
-    """All but a tail of at most `allowed` probability, all of at least `most_R`; and what the tail holds at most."""
-    vocab = share_RV.shape[1]
-    bold = _BOLD * allowed / vocab
-    likely_R = heat * (lse_R + math.log(bold)) - _ROUNDING
-    least_R = torch.minimum(most_R, torch.from_numpy(likely_R.astype(np.float32)).to(most_R.device))
+    """All but a tail of at most `allowed` probability, `short` tokens at least; and what the tail holds at most."""
+    rows, vocab = processed_RV.shape
+    lse_R = shares.lse_at_heat(best_RG)
+    likely_R = (shares.heat * (lse_R + math.log(_BOLD * allowed / vocab)) - ROUNDING).astype(np.float32)
+    least_R = torch.from_numpy(likely_R).to(processed_RV.device)
+    few = torch.nonzero((best_RG >= least_R[:, None]).sum(dim=1) < short)[:, 0]
+    if len(few):  # elsewhere the `short` largest reach it anyway
+        least_R[few] = torch.minimum(least_R[few], _largest(best_RG[few], short))
     cut = _cut_at(processed_RV, least_R)
-    # Cut to the bold threshold, what is listed counts as so much each; the rest is the tail. No mask has to be stored.
-    rows_N = cut.flat_N // vocab
-    listed_R = np.bincount(rows_N[cut.values_N >= likely_R[rows_N]], minlength=len(lse_R))
-    tail_R = (_floats(share_RV.clamp(max=bold).sum(dim=1)) - bold * listed_R).clip(min=0.0)
+    tail_R = shares.tail(floats(least_R), _counts(cut.flat_N, rows, vocab), lse_R)
     over = np.flatnonzero(tail_R > allowed)
     if len(over):
-        least_R[torch.from_numpy(over).to(least_R.device)] -= heat * math.log(_BOLD)
+        least_R[torch.from_numpy(over).to(least_R.device)] -= shares.heat * math.log(_BOLD)
         cut, tail_R[over] = _cut_at(processed_RV, least_R), allowed
     return cut, tail_R
 
@@ -217,7 +218,7 @@ def _cut_at(processed_RV: torch.Tensor, least_R: torch.Tensor) -> _Cut:
     rows, vocab = processed_RV.shape
     flat_N, values_N = _at_least(processed_RV, least_R.clamp(min=_FINITE))
     floor_R = least_R.cpu().numpy().copy()
-    floor_R[np.bincount(flat_N // vocab, minlength=rows) == vocab] = -np.inf
+    floor_R[_counts(flat_N, rows, vocab) == vocab] = -np.inf
     return _Cut(flat_N=flat_N, values_N=values_N, floor_R=floor_R)
 
 
@@ -245,7 +246,6 @@ def _with_claimed(
 
 def _hot_tail(
     values_N: npt.NDArray[np.float32],
-    rows_N: Indices,
     counts_R: Indices,
     floor_R: npt.NDArray[np.float32],
     hot: float,
@@ -254,7 +254,7 @@ def _hot_tail(
     """Upper bound on the unlisted probability at temperature `hot`: every unlisted token at the floor."""
     starts_R = np.cumsum(counts_R) - counts_R
     top_R = np.maximum.reduceat(values_N, starts_R)
-    weights_N = values_N - top_R[rows_N]
+    weights_N = values_N - np.repeat(top_R, counts_R)
     weights_N /= np.float32(hot)
     listed_R = np.add.reduceat(np.exp(weights_N, out=weights_N), starts_R)
     unlisted_R = (vocab - counts_R) * np.exp((floor_R - top_R) / hot)
@@ -275,14 +275,20 @@ def joined(parts: Iterable[Listing], rows: int) -> Listing:
     row = filled = 0
     for part in parts:
         end, full = row + len(part.counts_R), filled + len(part.ids_N)
-        if full > len(ids_N):
-            more = np.empty(
-                full * (rows + 1) // end, dtype=np.int32
-            )  # as much as the rows so far make likely, and half
-            ids_N, logits_N = np.concatenate([ids_N, more]), np.concatenate([logits_N, more.view(np.float32)])
+        if full > len(ids_N):  # half as much again as the rows so far make likely: untouched memory costs nothing
+            longer = full + full * (rows - end) * 3 // (2 * end)
+            ids_N, logits_N = (_longer(values, filled, longer) for values in (ids_N, logits_N))
         ids_N[filled:full], logits_N[filled:full] = part.ids_N, part.logits_N
         for name, values in by_row.items():
             values[row:end] = getattr(part, name)
         row, filled = end, full
         del part  # before the next one is made
-    return Listing(ids_N=ids_N[:filled].copy(), logits_N=logits_N[:filled].copy(), **by_row)
+    for values in (ids_N, logits_N):
+        values.resize(filled, refcheck=False)  # gives the rest back where it stands, without a copy
+    return Listing(ids_N=ids_N, logits_N=logits_N, **by_row)
+
+
+def _longer(values: npt.NDArray[Any], filled: int, length: int) -> npt.NDArray[Any]:
+    longer = np.empty(length, dtype=values.dtype)
+    longer[:filled] = values[:filled]
+    return longer

@@ -14,15 +14,13 @@ Word = int | np.integer | npt.NDArray[np.integer]
 UInt32 = npt.NDArray[np.uint32]
 UInt64 = npt.NDArray[np.uint64]
 
-_MULTIPLIER_0 = np.uint64(0xD2511F53)
-_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
-_WEYL_0 = np.uint64(0x9E3779B9)
-_WEYL_1 = np.uint64(0xBB67AE85)
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_WEYL_0 = np.uint64(0x9E3779B9 << 32)
+_WEYL_1 = np.uint64(0xBB67AE85 << 32)
 _SHIFT = np.uint64(32)
-_LOW = np.uint64(0xFFFFFFFF)
 _ROUNDS = 10
-_BLOCK = 16_384
-"""Lanes per block at most: the few uint64 arrays in use at a time stay in a 1 MiB second-level cache."""
+_BLOCK = 12_288
+"""Lanes per block at most: the uint64 arrays in use stay in a 512 KiB cache, and calls cost less than their work."""
 
 
 def philox4x32(counter: Sequence[Word], key: Sequence[Word], words: Sequence[int] = (0,)) -> list[UInt32]:
@@ -35,55 +33,85 @@ def philox4x32(counter: Sequence[Word], key: Sequence[Word], words: Sequence[int
     (count,) = np.broadcast_shapes((1,), *(lane.shape for lane in lanes))
     out = [np.empty(count, dtype=np.uint32) for _ in words]
     block = -(-count // max(1, -(-count // _BLOCK)))
+    room = np.empty((6, block), dtype=np.uint64)  # for all blocks: new memory would cost as much as the rounds
     for start in range(0, count, block or 1):
-        part = slice(start, start + block)
-        state = _rounds([(lane if len(lane) == 1 else lane[part]).astype(np.uint64) for lane in lanes], max(words) > 1)
+        part = slice(start, min(count, start + block))
+        buffers = room[:, : part.stop - start]
+        state = _rounds([lane if len(lane) == 1 else lane[part] for lane in lanes], buffers, max(words) > 1)
         for target, index in zip(out, words, strict=True):
-            np.copyto(target[part], state[index], casting="unsafe")  # keeps the low 32 bits
+            pair = state[index // 2]
+            word = pair if index % 2 else np.right_shift(pair, _SHIFT, out=buffers[2])
+            np.copyto(target[part], word, casting="unsafe")  # keeps the low 32 bits
     return out
 
 
-def _rounds(lanes: list[UInt64], whole: bool) -> list[UInt64]:
-    """The output words, rubbish above bit 31; only the first two are good unless `whole`.
+def _rounds(lanes: list[UInt32], buffers: UInt64, whole: bool) -> UInt64:
+    """The output as pairs of words (0, 1) and (2, 3), uint64[2, lanes], the even ones above; the latter if `whole`.
 
-    The odd words and the keys carry rubbish above bit 31: they only enter exclusive-ors, whose result is masked once.
+    `lanes` are four counter and two key words, each of one lane or of as many as the buffers. In this form a round is
+
+        pair (0, 1) = word 2 * multiplier 1 ^ word 1 << 32 ^ key 0 << 32
+
+    and likewise for the other pair, so that no product has to be taken apart, no word to be masked, and both pairs
+    go through most steps together.
     """
-    *counter, key_0, key_1 = lanes
-    c0, c1, c2, c3, p0, p1 = _first_round(counter, key_0, key_1)
+    state, product = buffers[:2], buffers[2:4]
+    first, second = state
+    crossed = product[::-1]
+    c0, c1, c2, c3 = lanes[:4]
+    key_0, key_1 = (_upper(lane, buffer) for lane, buffer in zip(lanes[4:], buffers[4:], strict=True))
+    _first_round(c2, _MULTIPLIERS[1], (_upper(c1, product[0]), key_0), first)
+    _first_round(c0, _MULTIPLIERS[0], (_upper(c3, product[0]), key_1), second)
     for _ in range(_ROUNDS - 1 if whole else _ROUNDS - 3):
-        key_0 = key_0 + _WEYL_0  # at most 10 additions to 32 bits: no overflow of the 64
-        key_1 = key_1 + _WEYL_1
-        np.multiply(c0, _MULTIPLIER_0, out=p0)
-        np.multiply(c2, _MULTIPLIER_1, out=p1)
-        _next_word(p1, c1, key_0, c0)
-        _next_word(p0, c3, key_1, c2)
-        c1, p1 = p1, c1
-        c3, p0 = p0, c3
-    if not whole:  # half of the last two rounds, which is what the first two words depend on
-        np.multiply(c0, _MULTIPLIER_0, out=p0)
-        np.multiply(c2, _MULTIPLIER_1, out=c1)
-        _next_word(p0, c3, key_1 + _WEYL_1, c2)
-        np.multiply(c2, _MULTIPLIER_1, out=p1)
-        _next_word(p1, c1, key_0 + _WEYL_0 + _WEYL_0, c0)
-        c1 = p1
-    return [c0, c1, c2, c3]
+        key_0 += _WEYL_0
+        key_1 += _WEYL_1
+        np.right_shift(state, _SHIFT, out=product)
+        product *= _MULTIPLIERS
+        state <<= _SHIFT
+        state ^= crossed
+        first ^= key_0
+        second ^= key_1
+    if not whole:
+        _last_rounds(state, product, key_0, key_1)
+    return state
 
 
-def _first_round(counter: list[UInt64], key_0: UInt64, key_1: UInt64) -> list[UInt64]:
-    """The state after one round and two buffers, all of full length: words that all lanes share cost nothing here."""
-    c0, c1, c2, c3 = counter
-    (count,) = np.broadcast_shapes(*(word.shape for word in (*counter, key_0, key_1)))
-    p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
-    state = ((p1 >> _SHIFT) ^ (c1 ^ key_0), p1, (p0 >> _SHIFT) ^ (c3 ^ key_1), p0)
-    buffers = [np.empty(count, dtype=np.uint64) for _ in range(2)]
-    return [word if len(word) == count else np.full(count, word[0]) for word in state] + buffers
+def _last_rounds(state: UInt64, product: UInt64, key_0: UInt64, key_1: UInt64) -> None:
+    """The last two rounds as far as the first two words depend on them: half of each."""
+    first, second = state
+    np.right_shift(state, _SHIFT, out=product)
+    product *= _MULTIPLIERS
+    second <<= _SHIFT
+    second ^= product[0]
+    key_1 += _WEYL_1
+    second ^= key_1
+    second >>= _SHIFT
+    second *= _MULTIPLIERS[1]
+    np.left_shift(product[1], _SHIFT, out=first)
+    key_0 += _WEYL_0
+    key_0 += _WEYL_0
+    first ^= key_0
+    first ^= second
 
 
-def _next_word(product: UInt64, word: UInt64, key: UInt64, out: UInt64) -> None:
-    np.right_shift(product, _SHIFT, out=out)
-    np.bitwise_xor(out, word, out=out)
-    np.bitwise_xor(out, key, out=out)
-    np.bitwise_and(out, _LOW, out=out)
+def _upper(lane: UInt32, buffer: UInt64) -> UInt64:
+    """A word in the upper half of 64 bits: in the buffer, or by itself where all lanes share it."""
+    if len(lane) == 1:
+        return lane.astype(np.uint64) << _SHIFT
+    np.copyto(buffer, lane)
+    return np.left_shift(buffer, _SHIFT, out=buffer)
+
+
+def _first_round(word: UInt32, multiplier: UInt64, others: tuple[UInt64, ...], out: UInt64) -> None:
+    """One pair after the first round: words that all lanes share, most of them 0, cost little here."""
+    if len(word) == 1:
+        out[:] = word.astype(np.uint64) * multiplier
+    else:
+        np.copyto(out, word)
+        out *= multiplier
+    for other in others:
+        if len(other) > 1 or other[0]:
+            out ^= other
 
 
 def _as_uint32(word: Word) -> UInt32:
