@@ -37,7 +37,7 @@ from veridifr.replay import Replayer
 from veridifr.requests import Planned
 from veridifr.scores import Hypothesis
 from veridifr.scoring import score
-from veridifr.statistic import NoiseMixture
+from veridifr.statistic import LikelihoodRatio
 from veridifr.trace import Trace
 
 RESULTS = _results.RESULTS / "audits_cpu.json"
@@ -200,7 +200,7 @@ def _honest_scores(
 
 
 def _honest_causes(
-    statistic: NoiseMixture, reference: Reference, replayer: Replayer, honest: Mapping[str, Sequence[Trace]]
+    statistic: LikelihoodRatio, reference: Reference, replayer: Replayer, honest: Mapping[str, Sequence[Trace]]
 ) -> list[dict[str, Any]]:
     """Codes that `diagnose` names for honest audits, which `audit` would never ask: random ones of `SIZE` sequences."""
     found = []
@@ -223,7 +223,7 @@ def _remembering() -> Iterator[None]:
     known: dict[tuple[str, str, str], Any] = {}
     compute = diagnosis.log_likelihood_under
 
-    def remembered(item: ScoredSequence, candidate: Candidate, statistic: NoiseMixture) -> Any:
+    def remembered(item: ScoredSequence, candidate: Candidate, statistic: LikelihoodRatio) -> Any:
         key = (item.trace.id, candidate.code, candidate.label)
         if key not in known:
             known[key] = compute(item, candidate, statistic)

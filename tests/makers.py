@@ -58,16 +58,26 @@ def whole_rows(trace: Trace, logits_TV: np.ndarray) -> Evidence:
     )
 
 
-def contenders(rows: Sequence[Sequence[float]], edges: Sequence[Sequence[float]], claimed: Sequence[int]) -> Contenders:
-    """Contenders of each row from perturbed scores z and edge distances m; `claimed` is an index into each row."""
-    scores = [np.subtract(z, z[c]) for z, c in zip(rows, claimed, strict=True)]
+def contenders(
+    rows: Sequence[Sequence[float]],
+    edges: Sequence[Sequence[float]],
+    claimed: Sequence[int],
+    noise: Sequence[Sequence[float]] | None = None,
+) -> Contenders:
+    """Contenders of each row from perturbed scores z, edge distances m and noise T g (default 0, as for greedy);
+    `claimed` is an index into each row."""
     marks = [np.arange(len(z)) == c for z, c in zip(rows, claimed, strict=True)]
     return Contenders(
         rows_M=np.repeat(np.arange(len(rows), dtype=np.int32), [len(z) for z in rows]),
-        scores_M=np.concatenate(scores).astype(np.float32),
+        scores_M=_relative(rows, claimed),
         edges_M=np.concatenate([np.asarray(m, dtype=float) for m in edges]).astype(np.float32),
+        noise_M=np.zeros(sum(map(len, rows)), dtype=np.float32) if noise is None else _relative(noise, claimed),
         claimed_M=np.concatenate(marks),
     )
+
+
+def _relative(rows: Sequence[Sequence[float]], claimed: Sequence[int]) -> np.ndarray:
+    return np.concatenate([np.subtract(row, row[c]) for row, c in zip(rows, claimed, strict=True)]).astype(np.float32)
 
 
 def scores_of(found: Contenders, tokens: int, *, logprob: float = -3.0, inverse_cdf: bool = False) -> Scores:

@@ -25,7 +25,7 @@ from veridifr.replay import Replayer
 from veridifr.requests import Planned, plan
 from veridifr.scores import Hypothesis, Scores
 from veridifr.scoring import score
-from veridifr.statistic import NoiseMixture, edges_up_to, simulate
+from veridifr.statistic import LikelihoodRatio, edges_up_to, simulate
 from veridifr.trace import Sampling, Trace
 
 SCHEMA = "veridifr-calibration/1"
@@ -70,7 +70,7 @@ class Calibration:
     weights: str
     reference_settings: Mapping[str, Any]
     sampling: Mapping[str, Any]
-    statistic: NoiseMixture
+    statistic: LikelihoodRatio
     detect_sigma: float
     edges: tuple[int, ...]
     stacks: tuple[Stack, ...]
@@ -254,7 +254,7 @@ def _split(items: Sequence[_Scored]) -> tuple[list[_Scored], list[_Scored]]:
     return fit, [item for item in items if not any(item is other for other in fit)]
 
 
-def fit_statistic(fits: Sequence[Scores]) -> NoiseMixture:
+def fit_statistic(fits: Sequence[Scores]) -> LikelihoodRatio:
     """Honest sigma and epsilon by maximum likelihood over the fit part."""
     wins = [win_matrix(scores, SIGMA_GRID) for scores in fits]
     best: tuple[float, float, float] | None = None
@@ -264,11 +264,11 @@ def fit_statistic(fits: Sequence[Scores]) -> NoiseMixture:
         if best is None or top > best[0]:
             best = (top, epsilon, fit_sigma(totals, SIGMA_GRID))
     assert best is not None  # noqa: S101  (the grid is not empty)
-    return NoiseMixture(sigma=best[2], epsilon=best[1])
+    return LikelihoodRatio(sigma=best[2], epsilon=best[1])
 
 
 def _null(
-    item: _Scored, statistic: NoiseMixture, detect: float, edges: Sequence[int], rng: np.random.Generator
+    item: _Scored, statistic: LikelihoodRatio, detect: float, edges: Sequence[int], rng: np.random.Generator
 ) -> NullSequence:
     reached = [edge for edge in edges if edge <= item.planned.end]
     deviating = simulate(item.scores, detect, rng)

@@ -11,7 +11,7 @@ from typing import Any
 
 from veridifr.calibration import SCHEMA, Calibration, NullSequence, Stack
 from veridifr.errors import CalibrationError
-from veridifr.statistic import NoiseMixture
+from veridifr.statistic import LikelihoodRatio
 from veridifr.traces.strict_json import parse_json
 
 MAX_BYTES = 256 * 2**20
@@ -119,11 +119,11 @@ def from_dict(value: object) -> Calibration:
     return found
 
 
-def _statistic(value: object) -> NoiseMixture:
+def _statistic(value: object) -> LikelihoodRatio:
     fields = _Fields("statistic", value)
     if fields.text("name") != "noise_mixture":
         raise CalibrationError(f"statistic.name: got {fields.text('name')[:60]!r}, expected 'noise_mixture'")
-    found = NoiseMixture(
+    found = LikelihoodRatio(
         sigma=fields.number("sigma", 1e-9, 1e6),
         epsilon=fields.number("epsilon", 1e-12, 0.5),
         multiples=tuple(fields.numbers("multiples", 1e-3, 1e6)),

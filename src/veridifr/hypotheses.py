@@ -17,7 +17,7 @@ from veridifr.evidence import Evidence
 from veridifr.likelihood import log_likelihoods, mix
 from veridifr.scores import Hypothesis, Scores
 from veridifr.scoring import sampling_probability, score
-from veridifr.statistic import NoiseMixture
+from veridifr.statistic import LikelihoodRatio
 from veridifr.trace import Trace
 
 Floats = npt.NDArray[np.float64]
@@ -171,7 +171,7 @@ def _seed_of(words: str, seed: int | None) -> int | None:
     return int(words)
 
 
-def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: NoiseMixture) -> Floats | None:
+def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: LikelihoodRatio) -> Floats | None:
     """log q of each token of one sequence under a candidate at the honest sigma: float64[T], nats; None if it cannot
     be computed for this record (a contract that needs what the record does not hold)."""
     if candidate.hypothesis is None:
@@ -188,7 +188,7 @@ def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: 
     return log_likelihoods(_all_usable(scores), np.array([statistic.sigma]), epsilon=statistic.epsilon)[:, 0]
 
 
-def unseeded(item: ScoredSequence, statistic: NoiseMixture) -> Floats:
+def unseeded(item: ScoredSequence, statistic: LikelihoodRatio) -> Floats:
     """log-probability of each token had it been drawn with noise that nobody knows: the sampling distribution itself.
 
     A token outside the kept set has the share epsilon of the reference's distribution, as everywhere.

@@ -17,6 +17,8 @@ Tokens of one sequence depend on each other, so sums of log q are scores: only t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
@@ -32,7 +34,8 @@ EPSILON = 1e-4
 _REACH = 6.0
 """Candidates further than this many sigma from the edge of the kept set are surely in or out."""
 _RIVAL_REACH = 5.0 * np.sqrt(2.0)
-"""Contenders this many sigma behind the best score would beat it with probability 3e-7 at most."""
+"""Contenders this many sigma behind the best score would beat it with probability 3e-7 at most. A token whose outcome
+would take a larger error to turn round is decided, and costs no integral."""
 _MOST = 24
 """Contenders per token beyond this rank of score are left out; together they win with negligible probability."""
 _EDGES = 4
@@ -46,10 +49,42 @@ _WEIGHTS: Floats = np.exp(-0.5 * _NODES**2) / np.sqrt(2 * np.pi) * (_NODES[1] - 
 
 def win_matrix(scores: Scores, sigmas_G: Floats) -> Floats:
     """P(the claimed token wins) of each of T tokens under each of G values of sigma: float64[T, G]."""
-    tokens = len(scores.status_T)
-    interval = scores.inverse_cdf
-    one = _interval_probability if interval else win_probability
-    return np.column_stack([one(scores.contenders, tokens, float(sigma)) for sigma in sigmas_G])
+    return win_matrix_of(scores.contenders, len(scores.status_T), sigmas_G, interval=scores.inverse_cdf)
+
+
+def win_matrix_of(contenders: Contenders, tokens: int, sigmas_G: Floats, *, interval: bool = False) -> Floats:
+    """As `win_matrix`, from contenders of `tokens` rows; `interval` if they are those of an inverse-CDF sampler."""
+    if interval:
+        return np.column_stack([_interval_probability(contenders, tokens, float(sigma)) for sigma in sigmas_G])
+    gap_T = decisive_gap(contenders, tokens)
+    return np.column_stack([_win_probability(contenders, gap_T, float(sigma)) for sigma in sigmas_G])
+
+
+def win_probability(contenders: Contenders, tokens: int, sigma: float) -> Floats:
+    """P(the claimed token wins) for each of `tokens` rows, under independent errors of `sigma` logits."""
+    return win_matrix_of(contenders, tokens, np.array([sigma]))[:, 0]
+
+
+def decisive_gap(contenders: Contenders, tokens: int) -> Floats:
+    """The signed gap (`scores`) of each of `tokens` rows, float64[tokens]: below 0 where the claimed token loses."""
+    z, edges = contenders.scores_M.astype(np.float64), contenders.edges_M.astype(np.float64)
+    turned_M = np.where(contenders.claimed_M, np.where(z == -np.inf, -np.inf, -edges), np.maximum(-z, edges))
+    gap_T: Floats = np.minimum.reduceat(turned_M, _starts(contenders, tokens)) if tokens else np.zeros(0)
+    return gap_T
+
+
+def shifted(contenders: Contenders, *, temperature: float = 0.0, cut: float = 0.0) -> Contenders:
+    """Contenders had the provider sampled at (1 + `temperature`) times the temperature, and cut `cut` logits deeper.
+
+    T g_j grows with the temperature, so z_j becomes z_j + temperature * T g_j; the kept set is taken as it was. A cut
+    that lies deeper leaves every candidate by so much further outside: top-p p' for p is T (logit p - logit p').
+    """
+    scores = contenders.scores_M + np.float32(temperature) * contenders.noise_M
+    return replace(contenders, scores_M=scores, edges_M=contenders.edges_M + np.float32(cut))
+
+
+def _starts(contenders: Contenders, tokens: int) -> npt.NDArray[np.int64]:
+    return np.searchsorted(contenders.rows_M, np.arange(tokens))
 
 
 def mix(wins_TG: Floats, scores: Scores, epsilon: float) -> Floats:
@@ -68,8 +103,18 @@ def log_likelihoods(scores: Scores, sigmas_G: Floats, *, epsilon: float = EPSILO
     return mix(win_matrix(scores, sigmas_G), scores, epsilon)
 
 
-def win_probability(contenders: Contenders, tokens: int, sigma: float) -> Floats:
-    """P(the claimed token wins) for each of `tokens` rows, under independent errors of `sigma` logits."""
+def _win_probability(contenders: Contenders, gap_T: Floats, sigma: float) -> Floats:
+    open_T = np.abs(gap_T) < _RIVAL_REACH * sigma
+    probability_T = (gap_T > 0).astype(np.float64)
+    if open_T.any():
+        some = contenders.at(open_T[contenders.rows_M])
+        number_T = np.cumsum(open_T, dtype=np.int32) - 1
+        some = replace(some, rows_M=number_T[some.rows_M])
+        probability_T[open_T] = _open_probability(some, int(open_T.sum()), sigma)
+    return probability_T
+
+
+def _open_probability(contenders: Contenders, tokens: int, sigma: float) -> Floats:
     near = _near(contenders, tokens, sigma)
     probability_T = np.zeros(tokens)
     edge = np.abs(near.edges_M) < _REACH * sigma
@@ -87,8 +132,7 @@ def _near(contenders: Contenders, tokens: int, sigma: float) -> Contenders:
     rows, z = contenders.rows_M, contenders.scores_M.astype(np.float64)
     # A member at the edge may fall out, and then those that it kept from winning matter.
     certain = np.where(contenders.edges_M <= -_REACH * sigma, z, -np.inf)
-    top_T = np.full(tokens, -np.inf)
-    np.maximum.at(top_T, rows, certain)
+    top_T = np.maximum.reduceat(certain, _starts(contenders, tokens))
     keep = (z >= top_T[rows] - _RIVAL_REACH * sigma) & (contenders.edges_M < _REACH * sigma)
     keep |= contenders.claimed_M
     index = np.flatnonzero(keep)
@@ -98,12 +142,7 @@ def _near(contenders: Contenders, tokens: int, sigma: float) -> Contenders:
         starts = np.concatenate([[0], np.cumsum(counts)])[:-1]
         place = np.arange(len(index)) - starts[rows[index][by_score]]
         index = np.sort(index[by_score[place < _MOST]])
-    return Contenders(
-        rows_M=rows[index],
-        scores_M=contenders.scores_M[index],
-        edges_M=contenders.edges_M[index],
-        claimed_M=contenders.claimed_M[index],
-    )
+    return contenders.at(index)
 
 
 def _add(

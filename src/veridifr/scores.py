@@ -12,8 +12,9 @@ margin is max(0, -gap): 0 where the claimed token is the argmax, and finite alwa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,13 +47,19 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contenders:
-    """Candidates that could have won, M in all: `rows_M` (ascending), `scores_M` = z_j - z_c, `edges_M` = m_j, and
-    `claimed_M` marks the claimed token itself. What the likelihood needs, and small."""
+    """Candidates that could have won, M in all: `rows_M` (ascending), `scores_M` = z_j - z_c, `edges_M` = m_j, `noise_M`
+    = T g_j - T g_c (what a change of temperature acts on), and `claimed_M` marks the claimed token itself, of which
+    every row has one. What the likelihood needs, and small."""
 
     rows_M: npt.NDArray[np.int32]
     scores_M: npt.NDArray[np.float32]
     edges_M: npt.NDArray[np.float32]
+    noise_M: npt.NDArray[np.float32]
     claimed_M: npt.NDArray[np.bool_]
+
+    def at(self, chosen_M: npt.NDArray[Any]) -> Contenders:
+        """Those that a mask or an index names, in its order; rows keep their numbers."""
+        return Contenders(**{entry.name: getattr(self, entry.name)[chosen_M] for entry in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

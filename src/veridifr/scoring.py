@@ -21,7 +21,7 @@ from veridifr.errors import UnsupportedError
 from veridifr.evidence import TAIL_MASS, Evidence
 from veridifr.filters import EDGE_WINDOW
 from veridifr.scores import GAP_CAP, NEAR, WINNER_WINDOW, Contenders, Floats, Hypothesis, Scores, Status
-from veridifr.scoring_table import Indices, Table, above, largest_by_row, table_of
+from veridifr.scoring_table import Indices, Logits, Table, above, largest_by_row, table_of
 from veridifr.trace import Trace
 
 _LIKELY = 6.0
@@ -104,6 +104,7 @@ def _joined(parts: Sequence[Scores]) -> Scores:
             rows_M=np.concatenate([found.rows_M + first for found, first in zip(few, firsts, strict=True)]),
             scores_M=np.concatenate([found.scores_M for found in few]),
             edges_M=np.concatenate([found.edges_M for found in few]),
+            noise_M=np.concatenate([found.noise_M for found in few]),
             claimed_M=np.concatenate([found.claimed_M for found in few]),
         ),
         hashes=sum(part.hashes for part in parts),
@@ -150,7 +151,7 @@ def _score_perturbed(trace: Trace, hypothesis: Hypothesis, table: Table, tail_ma
         best_T=table.evidence.ids_N[field.index_M[winner_T]],
         rank_T=table.evidence.rank_T,
         logprob_T=table.logprob_T,
-        contenders=_contenders(field, top_T, z_T),
+        contenders=_contenders(field, table.logits_N[field.index_M], top_T, z_T),
         hashes=hashes,
     )
 
@@ -237,7 +238,7 @@ def statuses(evidence: Evidence, table: Table, tail_mass: float) -> npt.NDArray[
     return np.where(short_T, Status.BOUND, Status.SCORED).astype(np.int8)
 
 
-def _contenders(field: _Perturbed, top_T: Floats, z_T: Floats) -> Contenders:
+def _contenders(field: _Perturbed, logits_M: Logits, top_T: Floats, z_T: Floats) -> Contenders:
     """Candidates near the best member of the set; `z_T` is the score of the claimed token, finite."""
     near_M = field.scores_M > top_T[field.rows_M] - WINNER_WINDOW
     near_M[field.own_T] = True
@@ -248,10 +249,14 @@ def _contenders(field: _Perturbed, top_T: Floats, z_T: Floats) -> Contenders:
     claimed = claimed_M[index]
     relative = np.where(claimed, np.where(z_T[rows] <= -1e30, -np.inf, 0.0), field.scores_M[index] - z_T[rows])
     edges = np.full(len(index), -np.inf) if field.edges_M is None else field.edges_M[index]
+    known_M = field.scores_M > -np.inf  # a claimed token that the settings forbid has no score and so no noise
+    noise_M = np.subtract(field.scores_M, logits_M, out=np.zeros(len(logits_M)), where=known_M)
+    noise = noise_M[index] - noise_M[field.own_T][rows]
     return Contenders(
         rows_M=rows.astype(np.int32),
         scores_M=relative.astype(np.float32),
         edges_M=edges.astype(np.float32),
+        noise_M=noise.astype(np.float32),
         claimed_M=claimed,
     )
 

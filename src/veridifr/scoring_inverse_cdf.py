@@ -46,6 +46,7 @@ def score_inverse_cdf(trace: Trace, evidence: Evidence, hypothesis: Hypothesis, 
             rows_M=np.concatenate(rows) if rows else np.empty(0, np.int32),
             scores_M=np.concatenate(scores).astype(np.float32) if rows else np.empty(0, np.float32),
             edges_M=np.concatenate(edges).astype(np.float32) if rows else np.empty(0, np.float32),
+            noise_M=np.zeros(sum(map(len, rows)), np.float32),  # one point for all: no candidate has noise of its own
             claimed_M=np.concatenate(claimed) if rows else np.empty(0, bool),
         ),
         hashes=table.steps,

@@ -1,27 +1,36 @@
-"""From token scores to one number per sequence: how much better logit noise above the honest level explains it.
+"""From token scores to one number per sequence: how much better a deviation explains it than honest noise does.
 
-For each alternative a (a larger sigma, or a share of tokens replaced by draws from the reference) the log-likelihood
-ratio to the honest hypothesis is summed over the first L tokens; the alternatives are mixed with equal prior weight
-outside that sum, S = log sum_a w_a exp(sum_t log q_a / q_0). Tokens depend on each other, so S is a score and not a
-log Bayes factor: its error rate comes from the permutation test, over sequences. Prefixes of equal length are
-compared, so S is taken at fixed lengths, the `edges`.
+Under the honest hypothesis a token has the probability q_0 of `likelihood`, the size of its logit error being drawn
+anew for each token: a log-normal about sigma with log-deviation `spread`, as three points (Gauss-Hermite), because the
+errors of honest runs have heavier tails than one normal distribution. Each alternative a changes one thing: larger
+errors, another temperature, a cut of top-k, top-p or min-p that lies elsewhere, or a share of tokens replaced by draws
+from the reference. Log-likelihood ratios are summed over the first L tokens and the alternatives are mixed with their
+prior weights outside that sum,
+
+    S = log sum_a w_a exp(sum_t log q_a / q_0).
+
+Tokens depend on each other, so S is a score and not a log Bayes factor: its error rate comes from the calibrated test,
+over sequences. Prefixes of equal length are compared, so S is taken at fixed lengths, the `edges`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from veridifr.likelihood import EPSILON, mix, win_matrix
+from veridifr.likelihood import EPSILON, mix, shifted, win_matrix_of
 from veridifr.scores import Contenders, Scores
 
 Floats = npt.NDArray[np.float64]
-MULTIPLES = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0)
-REPLACED = 0.05
+Kind = Literal["noise", "temperature", "cut", "replaced"]
+SPREAD = float(np.log(2.0) / (2.0 * np.sqrt(3.0)))
+"""Log-deviation of the size of a token's error, 0.2: its three points then lie a factor sqrt(2) apart, as the multiples
+of sigma do, and share their integrals."""
 CAP = 40.0
 """Sequence scores are cut at this many nats, so that one absurd honest sequence cannot hide a provider."""
 _FINE = (1, 2, 4, 8)
@@ -29,30 +38,112 @@ _BLOCK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseMixture:
-    """The statistic's settings: honest `sigma` (logits) and `epsilon`, multiples of sigma and the replaced share."""
+class Alternative:
+    """One way to deviate, of prior weight `weight`. `size` is a multiple of the honest sigma (`noise`), a relative
+    change of the temperature (`temperature`), how many logits deeper the filters cut (`cut`), or the share of tokens
+    drawn anew from the reference's own distribution (`replaced`)."""
+
+    kind: Kind
+    size: float
+    weight: float
+
+
+def _equally(kind: Kind, sizes: Sequence[float], weight: float) -> Iterator[Alternative]:
+    for size in sizes:
+        yield Alternative(kind=kind, size=size, weight=weight / len(sizes))
+
+
+ALTERNATIVES = (
+    *_equally("noise", tuple(2.0 ** (k / 2) for k in range(1, 11)), 0.5),
+    *_equally("temperature", (-0.2, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.2), 0.2),
+    *_equally("cut", (-1.0, -0.4, 0.4, 0.8, 1.2), 0.15),
+    *_equally("replaced", (0.01, 0.05, 0.2, 0.9), 0.15),
+)
+"""Half of the weight is on larger errors, which any change of the forward pass makes; the rest on the sampler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodRatio:
+    """The statistic's settings: honest `sigma` (root mean square, logits) and `epsilon`, `spread` and alternatives."""
 
     sigma: float
     epsilon: float = EPSILON
-    multiples: tuple[float, ...] = MULTIPLES
-    replaced: float = REPLACED
-    name: str = field(default="noise_mixture", init=False)
+    spread: float = SPREAD
+    alternatives: tuple[Alternative, ...] = ALTERNATIVES
+    name: str = field(default="likelihood_ratio", init=False)
 
     def prefix_scores(self, scores: Scores, edges: Sequence[int]) -> Floats:
-        """S after the first L tokens, for each L in `edges` (each at most the number of tokens): float64[E], nats.
+        """S of the first `edges[i]` tokens, in nats, at most `CAP`: float64[len(edges)].
 
-        Tokens that are not scored add nothing, so they neither help nor hurt the provider.
+        Tokens that are not scored add nothing, so a bound can never hurt the provider.
         """
-        wins = win_matrix(scores, self.sigma * np.array([1.0, *self.multiples]))
-        log_q = mix(wins, scores, self.epsilon)
-        honest_T = log_q[:, 0]
-        reference_T = np.minimum(scores.logprob_T, 0.0)
-        replaced_T = np.logaddexp(np.log1p(-self.replaced), np.log(self.replaced) + reference_T - honest_T)
-        ratios = np.column_stack([log_q[:, 1:] - honest_T[:, None], replaced_T])
-        ratios[~scores.usable_T] = 0.0
+        ratios, weights_A = self.ratios(scores)
         totals = np.cumsum(ratios, axis=0)[np.asarray(edges, dtype=np.int64) - 1]
-        mixed: Floats = logsumexp(totals, axis=1) - np.log(ratios.shape[1])
-        return np.minimum(mixed, CAP)
+        return np.minimum(mixed(totals, weights_A), CAP)
+
+    def ratios(self, scores: Scores) -> tuple[Floats, Floats]:
+        """log q_a / q_0 of each token and alternative that applies, float64[T, A] in nats, and prior weights [A].
+
+        Temperature needs noise to act on, and a cut needs a filter: elsewhere those alternatives are left out.
+        """
+        found, tokens = scores.contenders, len(scores.status_T)
+        sizes_K, weights_K = self._sizes()
+        log_q = _Integrals(found, tokens, scores.inverse_cdf)
+        honest = self._log_q(log_q.at(found, sizes_K) @ weights_K, scores)
+        apart = {"temperature": bool(found.noise_M.any()), "cut": bool((found.edges_M > -np.inf).any())}
+        chosen = [a for a in self.alternatives if not scores.inverse_cdf or a.kind in ("noise", "replaced")]
+        chosen = [a for a in chosen if apart.get(a.kind, True)]
+        columns = []
+        for entry in chosen:
+            if entry.kind == "replaced":
+                drawn = np.log(entry.size) + np.minimum(scores.logprob_T, 0.0) - honest
+                columns.append(np.logaddexp(np.log1p(-entry.size), drawn))
+                continue
+            if entry.kind == "noise":
+                wins_T = log_q.at(found, entry.size * sizes_K) @ weights_K
+            else:
+                moved = shifted(found, **{entry.kind: entry.size})
+                wins_T = log_q.at(moved, sizes_K, kept=False) @ weights_K
+            columns.append(self._log_q(wins_T, scores) - honest)
+        ratios = np.column_stack(columns)
+        ratios[~scores.usable_T] = 0.0
+        return ratios, np.array([entry.weight for entry in chosen])
+
+    def _sizes(self) -> tuple[Floats, Floats]:
+        """Sizes of a token's error and their weights: three-point Gauss-Hermite, of mean square `sigma` squared."""
+        if self.spread == 0.0:
+            return np.array([self.sigma]), np.ones(1)
+        apart = np.exp(np.sqrt(3.0) * self.spread * np.array([-1.0, 0.0, 1.0]))
+        weights_K = np.array([1 / 6, 2 / 3, 1 / 6])
+        return self.sigma * apart / np.sqrt(weights_K @ apart**2), weights_K
+
+    def _log_q(self, wins_T: Floats, scores: Scores) -> Floats:
+        return mix(wins_T[:, None], scores, self.epsilon)[:, 0]
+
+
+def mixed(totals_EA: Floats, weights_A: Floats) -> Floats:
+    """log of the weighted mean of exp(total) over the alternatives, float64[E]; weights need not sum to one."""
+    found: Floats = logsumexp(totals_EA + np.log(weights_A / weights_A.sum()), axis=1)
+    return found
+
+
+class _Integrals:
+    """Win probabilities by size of error; those of contenders as they are are kept, since alternatives share them."""
+
+    def __init__(self, contenders: Contenders, tokens: int, interval: bool) -> None:
+        self._tokens, self._interval = tokens, interval
+        self._known: dict[float, Floats] = {}
+
+    def at(self, contenders: Contenders, sizes_K: Floats, *, kept: bool = True) -> Floats:
+        """P(the claimed token wins) for each size, float64[T, K]."""
+        if not kept:
+            return win_matrix_of(contenders, self._tokens, sizes_K, interval=self._interval)
+        names = [round(float(np.log(size)), 6) for size in sizes_K]
+        new = [k for k, name in enumerate(names) if name not in self._known]
+        if new:
+            wins = win_matrix_of(contenders, self._tokens, sizes_K[new], interval=self._interval)
+            self._known.update({names[k]: wins[:, place] for place, k in enumerate(new)})
+        return np.column_stack([self._known[name] for name in names])
 
 
 def edges_up_to(longest: int) -> tuple[int, ...]:
@@ -74,21 +165,9 @@ def simulate(scores: Scores, sigma: float, rng: np.random.Generator) -> Scores:
     assumes. The text that follows is left as it is, so this is the effect on single tokens, which is what S adds up.
     """
     found = scores.contenders
-    return Scores(
-        status_T=scores.status_T,
-        gap_T=scores.gap_T,
-        match_T=scores.match_T,
-        best_T=scores.best_T,
-        rank_T=scores.rank_T,
-        logprob_T=scores.logprob_T,
-        contenders=(
-            _redraw_interval(found, sigma, rng)
-            if scores.inverse_cdf
-            else _redraw(found, len(scores.status_T), sigma, rng)
-        ),
-        hashes=0,
-        inverse_cdf=scores.inverse_cdf,
-    )
+    if scores.inverse_cdf:
+        return replace(scores, contenders=_redraw_interval(found, sigma, rng), hashes=0)
+    return replace(scores, contenders=_redraw(found, len(scores.status_T), sigma, rng), hashes=0)
 
 
 def _redraw(found: Contenders, tokens: int, sigma: float, rng: np.random.Generator) -> Contenders:
@@ -103,9 +182,11 @@ def _redraw(found: Contenders, tokens: int, sigma: float, rng: np.random.Generat
     first = np.zeros(len(rows), dtype=bool)
     index = np.flatnonzero(wins)
     first[index[np.unique(rows[index], return_index=True)[1]]] = True
-    own_T = np.zeros(tokens, dtype=np.float32)
-    own_T[rows[first]] = found.scores_M[first]
-    return Contenders(rows_M=rows, scores_M=found.scores_M - own_T[rows], edges_M=found.edges_M, claimed_M=first)
+    own_T, noise_T = np.zeros(tokens, dtype=np.float32), np.zeros(tokens, dtype=np.float32)
+    own_T[rows[first]], noise_T[rows[first]] = found.scores_M[first], found.noise_M[first]
+    return replace(
+        found, scores_M=found.scores_M - own_T[rows], noise_M=found.noise_M - noise_T[rows], claimed_M=first
+    )
 
 
 def _redraw_interval(found: Contenders, sigma: float, rng: np.random.Generator) -> Contenders:
@@ -117,9 +198,8 @@ def _redraw_interval(found: Contenders, sigma: float, rng: np.random.Generator) 
     lower, upper = found.scores_M.astype(np.float64), found.edges_M.astype(np.float64)
     over, under = shift > upper, shift < -lower
     far = np.float64(np.inf)
-    return Contenders(
-        rows_M=found.rows_M,
+    return replace(
+        found,
         scores_M=np.where(over, -upper, np.where(under, far, lower)).astype(np.float32),
         edges_M=np.where(over, far, np.where(under, -lower, upper)).astype(np.float32),
-        claimed_M=found.claimed_M,
     )

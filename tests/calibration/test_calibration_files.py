@@ -19,7 +19,7 @@ from veridifr.calibration import Calibration, NullSequence, Stack
 from veridifr.calibration_io import from_dict, read_calibration, to_dict, write_calibration
 from veridifr.demo import DATA
 from veridifr.errors import CalibrationError
-from veridifr.statistic import NoiseMixture
+from veridifr.statistic import LikelihoodRatio
 
 SEQUENCE = NullSequence(
     id="a", prompt="0123456789abcdef", tokens=5, exact_match=0.75, scores=(0.5, -1.0), deviating=(2.0, 3.0)
@@ -29,7 +29,7 @@ SMALL = Calibration(
     weights="ab" * 32,
     reference_settings={"dtype": "float32", "tail_mass": 1e-6},
     sampling={"temperature": 1.0, "logit_bias": {"3": 1.0}},
-    statistic=NoiseMixture(sigma=0.03, epsilon=1e-5),
+    statistic=LikelihoodRatio(sigma=0.03, epsilon=1e-5),
     detect_sigma=0.06,
     edges=(2, 5),
     stacks=(

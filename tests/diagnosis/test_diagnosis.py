@@ -17,10 +17,10 @@ from veridifr.finding import Diagnosis, Verdict
 from veridifr.hypotheses import ScoredSequence, candidates, same_for
 from veridifr.scores import Hypothesis
 from veridifr.scoring import score
-from veridifr.statistic import NoiseMixture
+from veridifr.statistic import LikelihoodRatio
 from veridifr.trace import Sampling, Trace
 
-HONEST = NoiseMixture(sigma=0.03, epsilon=1e-5)
+HONEST = LikelihoodRatio(sigma=0.03, epsilon=1e-5)
 
 
 def scored(recorded: Recorded, traces: Sequence[Trace], **claimed: Any) -> list[ScoredSequence]:

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from makers import contenders, scores_of
 from veridifr.likelihood import win_probability
 from veridifr.scores import Scores, Status
-from veridifr.statistic import CAP, NoiseMixture, edge_of, edges_up_to, simulate
+from veridifr.statistic import CAP, LikelihoodRatio, edge_of, edges_up_to, simulate
 
 IN = -np.inf
 
@@ -25,7 +25,7 @@ def race(tokens: int, rng: np.random.Generator) -> Scores:
 def test_two_tokens_by_hand() -> None:
     """One multiple and a replaced share, two tokens that lose by 0.1 and win by 0.3."""
     scores = scores_of(contenders([[-0.1, 0.0], [0.3, 0.0]], [[IN, IN]] * 2, [0, 0]), 2, logprob=-1.5)
-    mixture = NoiseMixture(sigma=0.1, epsilon=0.001, multiples=(3.0,), replaced=0.2)
+    mixture = LikelihoodRatio(sigma=0.1, epsilon=0.001, multiples=(3.0,), replaced=0.2)
 
     def q(gap: float, sigma: float) -> float:
         return float(0.999 * norm.cdf(gap / (sigma * np.sqrt(2))) + 0.001 * np.exp(-1.5))
@@ -39,7 +39,7 @@ def test_two_tokens_by_hand() -> None:
 def test_a_prefix_is_scored_as_if_it_were_all() -> None:
     rng = np.random.default_rng(0)
     whole = simulate(race(40, rng), 0.3, rng)
-    mixture = NoiseMixture(sigma=0.05)
+    mixture = LikelihoodRatio(sigma=0.05)
     found = whole.contenders
     for length in (1, 8, 33):
         keep = found.rows_M < length
@@ -57,7 +57,7 @@ def test_a_prefix_is_scored_as_if_it_were_all() -> None:
 def test_tokens_that_are_not_scored_add_nothing() -> None:
     """Neither a mismatch nor a match among them moves the score."""
     scores = scores_of(contenders([[0.0], [-5.0, 0.0], [0.0]], [[IN], [IN, IN], [IN]], [0, 0, 0]), 3)
-    mixture = NoiseMixture(sigma=0.05)
+    mixture = LikelihoodRatio(sigma=0.05)
     before = mixture.prefix_scores(scores, [1])
     for status in (Status.BOUND, Status.MISSING, Status.FORCED):
         scores.status_T[1] = status
@@ -70,7 +70,7 @@ def test_tokens_that_are_not_scored_add_nothing() -> None:
 def test_deviation_raises_the_score() -> None:
     """Honest sequences score below zero on average, deviating ones above, and the more the deviation the more so."""
     rng = np.random.default_rng(2)
-    mixture = NoiseMixture(sigma=0.05)
+    mixture = LikelihoodRatio(sigma=0.05)
     means = []
     for sigma in (0.02, 0.05, 0.1, 0.2, 0.5):
         drawn = [mixture.prefix_scores(simulate(race(60, rng), sigma, rng), [60])[0] for _ in range(40)]
@@ -81,7 +81,7 @@ def test_deviation_raises_the_score() -> None:
 
 def test_more_of_the_same_deviation_raises_the_score() -> None:
     rng = np.random.default_rng(3)
-    mixture = NoiseMixture(sigma=0.05)
+    mixture = LikelihoodRatio(sigma=0.05)
     totals = np.mean(
         [mixture.prefix_scores(simulate(race(64, rng), 0.3, rng), [16, 32, 64]) for _ in range(40)], axis=0
     )
@@ -94,7 +94,7 @@ def test_an_honest_expectation_is_at_most_zero_in_the_exponent() -> None:
     Shown on one row whose claim is drawn from the honest distribution itself, summed exactly over the claims.
     """
     rows, edges = [[0.0, -0.05, 0.1, -0.2]] * 4, [[IN] * 4] * 4
-    mixture = NoiseMixture(sigma=0.1, epsilon=0.01)
+    mixture = LikelihoodRatio(sigma=0.1, epsilon=0.01)
     reference = np.array([0.4, 0.3, 0.2, 0.1])
     total = 0.0
     for claim in range(4):
@@ -108,7 +108,7 @@ def test_an_honest_expectation_is_at_most_zero_in_the_exponent() -> None:
 def test_the_cap() -> None:
     tokens = 20
     scores = scores_of(contenders([[-9.0, 0.0]] * tokens, [[IN, IN]] * tokens, [0] * tokens), tokens, logprob=-1.0)
-    found = NoiseMixture(sigma=0.05).prefix_scores(scores, [1, 20])
+    found = LikelihoodRatio(sigma=0.05).prefix_scores(scores, [1, 20])
     assert found[1] == CAP == 40.0
     assert 0 < found[0] < CAP
 
