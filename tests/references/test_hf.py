@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -21,6 +22,7 @@ from veridifr.evidence import HOT, Evidence, claimed_index
 from veridifr.processors import process
 from veridifr.references import ReferenceSettings, load
 from veridifr.references.hf import HfReference, digest_model, digest_parameters
+from veridifr.references.listing import Listing, joined
 from veridifr.trace import Trace
 
 VOCAB = 8192
@@ -139,6 +141,31 @@ def test_batches_and_chunks_change_nothing(reference: HfReference, fields: dict[
         np.testing.assert_allclose(evidence.logits_N, other.logits_N, atol=1e-4)
         np.testing.assert_allclose(evidence.lse_T, other.lse_T, atol=1e-4)
         assert (evidence.tail_T == 0).all()
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.7}, {"top_k": 50, "top_p": 0.95}, {"logit_bias": {7: 30.0}}])
+def test_blocks_listed_side_by_side_change_nothing(
+    reference: HfReference, sampling: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = torch.get_num_threads()
+    (trace,) = some_traces(1, **sampling)
+    rows = torch.from_numpy(np.random.default_rng(1).normal(size=(31, VOCAB)).astype(np.float32) * 3)
+    claimed = rows.argmin(dim=1)
+    monkeypatch.setattr("veridifr.references.hf._CACHED_ELEMENTS", 4 * VOCAB)  # eight blocks
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(joined(reference._list_rows(trace.sampling, rows, rows + 0.0, claimed), len(rows)))
+            assert torch.get_num_threads() == threads
+        with pytest.raises(RuntimeError):  # an error in a block is raised, and leaves torch as it was
+            list(reference._list_rows(trace.sampling, rows, rows, claimed + VOCAB))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(usual)
+    one, three = found
+    for field in dataclasses.fields(Listing):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(three, field.name), err_msg=field.name)
 
 
 def test_what_the_directory_says(reference: HfReference, tb7m: Path) -> None:

@@ -39,6 +39,8 @@ def rows_of(listing: Listing) -> list[np.ndarray]:
     [
         {},
         {"temperature": 0.3},
+        {"temperature": 0.5},
+        {"temperature": 0.7},
         {"temperature": 1.6},
         {"temperature": 0.0},
         {"top_p": 0.8},
@@ -71,6 +73,41 @@ def test_what_is_left_out_is_as_stated(sampling: dict[str, Any]) -> None:
     assert all(
         (values == logits[row, ids]).all() for row, (ids, values) in enumerate(zip(rows_of(got), at, strict=True))
     )
+
+
+@pytest.mark.parametrize("heat", [0.5, 0.65, 0.8, 0.99])
+def test_the_tail_bounded_from_temperature_1_holds_and_is_close(heat: float) -> None:
+    rng = np.random.default_rng(6)
+    logits = (rng.gumbel(size=(ROWS, VOCAB)) * rng.uniform(2.0, 4.0, (ROWS, 1))).astype(np.float32)
+    got = made(logits, logits.argmax(axis=1), temperature=heat)
+    scaled = logits.astype(np.float64) / heat
+    share = np.exp(scaled - np.logaddexp.reduce(scaled, axis=1, keepdims=True))
+    left_R = np.array([np.delete(row, ids).sum() for row, ids in zip(share, rows_of(got), strict=True)])
+    assert (got.counts_R < VOCAB).sum() > ROWS / 2
+    assert (left_R <= got.tail_R).all()
+    assert (got.tail_R <= 1e-6).all()
+    far = left_R > 1e-9
+    assert far.any()
+    assert (got.tail_R[far] < 2.5 * left_R[far]).mean() > 0.8
+
+
+def test_old_values_in_the_scratch_memory_change_nothing() -> None:
+    logits = logits_of(5)
+    claimed = logits.argmax(axis=1)
+    for heat in (0.3, 0.7, 1.0, 1.4):
+        plain = made(logits, claimed, temperature=heat)
+        block, scratch = torch.from_numpy(logits), torch.full((ROWS, VOCAB), float("nan"))
+        got = list_candidates(
+            block,
+            block,
+            torch.from_numpy(claimed),
+            Sampling(temperature=heat),
+            tail_mass=1e-6,
+            list_bytes=400,
+            scratch_RV=scratch,
+        )
+        for field in fields(Listing):
+            np.testing.assert_array_equal(getattr(got, field.name), getattr(plain, field.name), err_msg=field.name)
 
 
 def test_min_p_keeps_more_than_its_inverse_where_the_row_is_flat() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +32,7 @@ _POINTWISE: tuple[Stage, ...] = (
 _CPU_BATCH_TOKENS = 512
 _GPU_BATCH_TOKENS = 16384
 _CACHED_ELEMENTS = 2**19
+_LISTING_THREADS = 8
 _PROBE = 8
 
 
@@ -162,22 +165,34 @@ class HfReference(Reference):
     def _list_rows(
         self, sampling: Sampling, logits_RV: torch.Tensor, processed_RV: torch.Tensor, claimed_R: torch.Tensor
     ) -> Iterator[Listing]:
-        """List a chunk in blocks that fit a CPU's cache; on a GPU in one."""
+        """List a chunk in blocks that fit a CPU's cache, several at a time; on a GPU in one."""
         rows, vocab = logits_RV.shape
-        block = max(1, _CACHED_ELEMENTS // vocab) if self._device.type == "cpu" else rows
-        scratch = torch.empty_like(logits_RV[:block])
-        for first in range(0, rows, block):
+        cpu = self._device.type == "cpu"
+        block = min(rows, max(1, _CACHED_ELEMENTS // vocab)) if cpu else rows
+        firsts = range(0, rows, block)
+        threads = min(torch.get_num_threads(), len(firsts), _LISTING_THREADS) if cpu else 1
+        spare: SimpleQueue[torch.Tensor] = SimpleQueue()
+        for _ in range(threads):
+            spare.put(torch.empty_like(logits_RV[:block]))
+
+        def part(first: int) -> Listing:
             logits = logits_RV[first : first + block]
-            processed = logits if processed_RV is logits_RV else processed_RV[first : first + block]
-            yield list_candidates(
-                logits,
-                processed,
-                claimed_R[first : first + block],
-                sampling,
-                tail_mass=self._settings.tail_mass,
-                list_bytes=self._settings.list_bytes,
-                scratch_RV=scratch[: len(logits)],
-            )
+            scratch = spare.get()
+            try:
+                with torch.inference_mode():  # each thread has its own mode
+                    return list_candidates(
+                        logits,
+                        logits if processed_RV is logits_RV else processed_RV[first : first + block],
+                        claimed_R[first : first + block],
+                        sampling,
+                        tail_mass=self._settings.tail_mass,
+                        list_bytes=self._settings.list_bytes,
+                        scratch_RV=scratch[: len(logits)],
+                    )
+            finally:
+                spare.put(scratch)
+
+        yield from map(part, firsts) if threads == 1 else _side_by_side(part, firsts, threads)
 
     def _find_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """How this model turns final hidden states into logits; refused unless it reproduces the model's own."""
@@ -205,6 +220,19 @@ class HfReference(Reference):
             f"reference {self.name}: the logits are not the output embedding of the final hidden state; "
             "this architecture is not supported yet"
         )
+
+
+def _side_by_side(part: Callable[[int], Listing], firsts: Sequence[int], threads: int) -> Iterator[Listing]:
+    """The listings in order, made on several threads with torch's own threads off.
+
+    In passes as short as these torch's threads mostly wait for each other, on a busy machine for long.
+    """
+    usual = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(part, firsts)
+    finally:
+        torch.set_num_threads(usual)  # what a thread sets for itself is also the default of later ones
 
 
 def _processed(logits_RV: torch.Tensor, trace: Trace, start: int, eos_ids: tuple[int, ...]) -> torch.Tensor:

@@ -256,7 +256,8 @@ def _hot_tail(
     top_R = np.maximum.reduceat(values_N, starts_R)
     weights_N = values_N - np.repeat(top_R, counts_R)
     weights_N /= np.float32(hot)
-    listed_R = np.add.reduceat(np.exp(weights_N, out=weights_N), starts_R)
+    torch.from_numpy(weights_N).exp_()  # in place, and on all threads
+    listed_R = np.add.reduceat(weights_N, starts_R)
     unlisted_R = (vocab - counts_R) * np.exp((floor_R - top_R) / hot)
     bound: Floats = unlisted_R / (unlisted_R + listed_R.astype(np.float64))
     return bound
