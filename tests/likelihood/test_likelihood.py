@@ -14,9 +14,11 @@ from makers import contenders, make_trace, scores_of, whole_rows
 from veridifr.contracts.registry import CONTRACTS
 from veridifr.likelihood import (
     SIGMA_GRID,
+    decisive_gap,
     fit_sigma,
     log_likelihoods,
     mix,
+    shifted,
     sigma_interval,
     win_matrix,
     win_probability,
@@ -193,3 +195,37 @@ def test_sigma_at_the_ends_of_the_grid() -> None:
     assert fit_sigma(np.array([[1.0, 2.0, 1.0]]), grid) == pytest.approx(0.2)
     # A parabola through (-1, 0), (0, 2), (1, 1) in steps of log 2 peaks at 1/6.
     assert fit_sigma(np.array([[0.0, 2.0, 1.0]]), grid) == pytest.approx(0.2 * 2 ** (1 / 6))
+
+
+def test_decided_tokens_are_as_if_integrated() -> None:
+    """The short way for outcomes that no error turns round, against the same tokens with a rival that leaves them open.
+
+    A far rival moves no probability by more than 3e-7 for each contender.
+    """
+    rng = np.random.default_rng(3)
+    gaps = np.linspace(-2.0, 2.0, 81)
+    rows = [[gap, 0.0, *(-np.abs(rng.normal(size=3)) - 2).tolist()] for gap in gaps]
+    found = contenders(rows, [[IN] * 5] * len(rows), [0] * len(rows))
+    for sigma in (0.02, 0.1, 0.25):
+        closed = norm.cdf(gaps / (sigma * np.sqrt(2)))
+        np.testing.assert_allclose(win_probability(found, len(rows), sigma), closed, atol=2e-6)
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_gap_from_contenders_is_the_scores_own(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(5, 12)).astype(np.float32) * 2
+    trace = make_trace(rng.integers(0, 12, 5).tolist(), top_k=4, top_p=0.9)
+    claim = Hypothesis(contract=CONTRACTS["vllm-cpu-gumbel-splitmix"], sampling=trace.sampling, seed=7)
+    scores = score(trace, whole_rows(trace, logits), claim)
+    gap_T = np.clip(decisive_gap(scores.contenders, 5), -32, 32)
+    near = np.abs(scores.gap_T) < 2.0  # farther out contenders are left out: they can't matter
+    np.testing.assert_allclose(gap_T[near], scores.gap_T[near], atol=1e-5)
+
+
+def test_shifts() -> None:
+    found = contenders([[0.0, 1.0]], [[-0.2, IN]], [0], noise=[[0.5, 2.5]])
+    hotter = shifted(found, temperature=0.1)
+    np.testing.assert_allclose(hotter.scores_M, [0.0, 1.2], atol=1e-6)
+    np.testing.assert_allclose(shifted(found, cut=0.3).edges_M, [0.1, IN], atol=1e-6)

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from makers import contenders, scores_of
 from veridifr.likelihood import win_probability
 from veridifr.scores import Scores, Status
-from veridifr.statistic import CAP, LikelihoodRatio, edge_of, edges_up_to, simulate
+from veridifr.statistic import ALTERNATIVES, CAP, Alternative, LikelihoodRatio, edge_of, edges_up_to, simulate
 
 IN = -np.inf
 
@@ -22,18 +22,89 @@ def race(tokens: int, rng: np.random.Generator) -> Scores:
     return scores_of(contenders(z.tolist(), np.full(z.shape, IN).tolist(), [0] * tokens), tokens)
 
 
+def by_hand(*alternatives: Alternative) -> LikelihoodRatio:
+    return LikelihoodRatio(sigma=0.1, epsilon=0.001, spread=0.0, alternatives=alternatives)
+
+
 def test_two_tokens_by_hand() -> None:
     """One multiple and a replaced share, two tokens that lose by 0.1 and win by 0.3."""
     scores = scores_of(contenders([[-0.1, 0.0], [0.3, 0.0]], [[IN, IN]] * 2, [0, 0]), 2, logprob=-1.5)
-    mixture = LikelihoodRatio(sigma=0.1, epsilon=0.001, multiples=(3.0,), replaced=0.2)
+    mixture = by_hand(
+        Alternative(kind="noise", size=3.0, weight=1.5), Alternative(kind="replaced", size=0.2, weight=0.5)
+    )
 
     def q(gap: float, sigma: float) -> float:
         return float(0.999 * norm.cdf(gap / (sigma * np.sqrt(2))) + 0.001 * np.exp(-1.5))
 
     wider = np.cumprod([q(gap, 0.3) / q(gap, 0.1) for gap in (-0.1, 0.3)])
     replaced = np.cumprod([0.8 + 0.2 * np.exp(-1.5) / q(gap, 0.1) for gap in (-0.1, 0.3)])
-    expected = np.log((wider + replaced) / 2)
+    expected = np.log(0.75 * wider + 0.25 * replaced)
     np.testing.assert_allclose(mixture.prefix_scores(scores, [1, 2]), expected, atol=1e-6)
+
+
+def test_a_hotter_temperature_by_hand() -> None:
+    """z = (0.1, 0) with T g = (1, 3): at 1.1 times the temperature the claimed token falls behind, by 0.1."""
+    one = contenders([[0.1, 0.0]], [[IN, IN]], [0], noise=[[1.0, 3.0]])
+    found = by_hand(Alternative(kind="temperature", size=0.1, weight=1.0)).prefix_scores(scores_of(one, 1), [1])
+    expected = log_q(-0.1, 0.1) - log_q(0.1, 0.1)
+    np.testing.assert_allclose(found, [expected], atol=1e-5)
+
+
+def test_a_deeper_cut_by_hand() -> None:
+    """A claimed token 0.3 inside the kept set, against a cut that lies 0.5 deeper: 0.2 outside."""
+    one = contenders([[2.0, 0.0]], [[-0.3, IN]], [0])
+    found = by_hand(Alternative(kind="cut", size=0.5, weight=1.0)).prefix_scores(scores_of(one, 1), [1])
+    expected = np.log(0.999 * norm.cdf(-2) + 0.001 * np.exp(-3)) - np.log(0.999 * norm.cdf(3) + 0.001 * np.exp(-3))
+    np.testing.assert_allclose(found, [expected], atol=1e-4)
+
+
+def log_q(gap: float, sigma: float) -> float:
+    return float(np.log(0.999 * norm.cdf(gap / (sigma * np.sqrt(2))) + 0.001 * np.exp(-3.0)))
+
+
+def test_the_size_of_an_error_is_drawn_for_each_token() -> None:
+    """Three points of a log-normal, of mean square sigma squared; the weights are Gauss-Hermite's."""
+    one = scores_of(contenders([[0.1, 0.0]], [[IN, IN]], [0]), 1)
+    heavy = LikelihoodRatio(sigma=0.1, epsilon=0.001, alternatives=(Alternative(kind="noise", size=4.0, weight=1.0),))
+    sizes = np.array([2**-0.5, 1.0, 2**0.5])
+    sizes *= 0.1 / np.sqrt(np.array([1, 4, 1]) / 6 @ sizes**2)
+
+    def q(times: float) -> float:
+        wins = norm.cdf(0.1 / (times * sizes * np.sqrt(2))) @ np.array([1, 4, 1]) / 6
+        return float(np.log(0.999 * wins + 0.001 * np.exp(-3.0)))
+
+    np.testing.assert_allclose(heavy.prefix_scores(one, [1]), [q(4.0) - q(1.0)], atol=1e-5)
+
+
+def test_a_temperature_is_left_out_without_noise_and_a_cut_without_filters() -> None:
+    def kinds(noise: list[list[float]] | None, edge: float, *, inverse_cdf: bool = False) -> int:
+        one = contenders([[0.1, 0.0]], [[edge, IN]], [0], noise=noise)
+        return len(LikelihoodRatio(sigma=0.1).ratios(scores_of(one, 1, inverse_cdf=inverse_cdf))[1])
+
+    everything = len(ALTERNATIVES)
+    assert kinds([[1.0, 2.0]], -1.0) == everything
+    assert kinds(None, -1.0) == everything - 8
+    assert kinds([[1.0, 2.0]], IN) == everything - 5
+    assert kinds([[1.0, 2.0]], -1.0, inverse_cdf=True) == everything - 13
+
+
+def test_prior_weights_sum_to_one() -> None:
+    assert sum(entry.weight for entry in ALTERNATIVES) == pytest.approx(1.0)
+
+
+def test_a_temperature_that_was_used_scores_higher_than_one_that_was_not() -> None:
+    """Tokens of a race that is run 5 % hotter than claimed: no larger noise explains them as well."""
+    rng = np.random.default_rng(11)
+    logits, noise = rng.normal(size=(400, 6)), rng.gumbel(size=(400, 6))
+    hot, honest = (logits + heat * noise for heat in (1.05, 1.0))
+    plain = LikelihoodRatio(sigma=0.01, alternatives=tuple(a for a in ALTERNATIVES if a.kind != "temperature"))
+    whole = LikelihoodRatio(sigma=0.01)
+    edges = np.full(logits.shape, IN).tolist()
+    drawn = {name: z.argmax(axis=1).tolist() for name, z in (("hot", hot), ("honest", honest))}
+    scored = {n: scores_of(contenders(honest.tolist(), edges, c, noise.tolist()), 400) for n, c in drawn.items()}
+    found = {name: whole.prefix_scores(scores, [400])[0] for name, scores in scored.items()}
+    assert found["hot"] > plain.prefix_scores(scored["hot"], [400])[0] + 2 > 2
+    assert found["honest"] < 0
 
 
 def test_a_prefix_is_scored_as_if_it_were_all() -> None:
@@ -43,13 +114,7 @@ def test_a_prefix_is_scored_as_if_it_were_all() -> None:
     found = whole.contenders
     for length in (1, 8, 33):
         keep = found.rows_M < length
-        part = replace(
-            found,
-            rows_M=found.rows_M[keep],
-            scores_M=found.scores_M[keep],
-            edges_M=found.edges_M[keep],
-            claimed_M=found.claimed_M[keep],
-        )
+        part = found.at(keep)
         alone = mixture.prefix_scores(scores_of(part, length), [length])
         np.testing.assert_allclose(mixture.prefix_scores(whole, [length]), alone, atol=1e-9)
 
@@ -94,7 +159,7 @@ def test_an_honest_expectation_is_at_most_zero_in_the_exponent() -> None:
     Shown on one row whose claim is drawn from the honest distribution itself, summed exactly over the claims.
     """
     rows, edges = [[0.0, -0.05, 0.1, -0.2]] * 4, [[IN] * 4] * 4
-    mixture = LikelihoodRatio(sigma=0.1, epsilon=0.01)
+    mixture = LikelihoodRatio(sigma=0.1, epsilon=0.01, spread=0.0)
     reference = np.array([0.4, 0.3, 0.2, 0.1])
     total = 0.0
     for claim in range(4):
