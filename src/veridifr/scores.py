@@ -47,9 +47,9 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contenders:
-    """Candidates that could have won, M in all: `rows_M` (ascending), `scores_M` = z_j - z_c, `edges_M` = m_j, `noise_M`
-    = T g_j - T g_c (what a change of temperature acts on), and `claimed_M` marks the claimed token itself, of which
-    every row has one. What the likelihood needs, and small."""
+    """Candidates that could have won, M in all: `rows_M` (ascending), `scores_M` = z_j - z_c, `edges_M` = m_j,
+    `noise_M` = T g_j - T g_c (what a change of temperature acts on), and `claimed_M` marks the claimed token itself, of
+    which every row has one. What the likelihood needs, and small."""
 
     rows_M: npt.NDArray[np.int32]
     scores_M: npt.NDArray[np.float32]

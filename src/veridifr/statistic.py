@@ -88,8 +88,8 @@ class LikelihoodRatio:
         """
         found, tokens = scores.contenders, len(scores.status_T)
         sizes_K, weights_K = self._sizes()
-        log_q = _Integrals(found, tokens, scores.inverse_cdf)
-        honest = self._log_q(log_q.at(found, sizes_K) @ weights_K, scores)
+        wins = _Wins(found, tokens, scores.inverse_cdf)
+        honest = self._log_q(wins.at(sizes_K) @ weights_K, scores)
         apart = {"temperature": bool(found.noise_M.any()), "cut": bool((found.edges_M > -np.inf).any())}
         chosen = [a for a in self.alternatives if not scores.inverse_cdf or a.kind in ("noise", "replaced")]
         chosen = [a for a in chosen if apart.get(a.kind, True)]
@@ -100,10 +100,9 @@ class LikelihoodRatio:
                 columns.append(np.logaddexp(np.log1p(-entry.size), drawn))
                 continue
             if entry.kind == "noise":
-                wins_T = log_q.at(found, entry.size * sizes_K) @ weights_K
+                wins_T = wins.at(entry.size * sizes_K) @ weights_K
             else:
-                moved = shifted(found, **{entry.kind: entry.size})
-                wins_T = log_q.at(moved, sizes_K, kept=False) @ weights_K
+                wins_T = win_matrix_of(shifted(found, **{entry.kind: entry.size}), tokens, sizes_K) @ weights_K
             columns.append(self._log_q(wins_T, scores) - honest)
         ratios = np.column_stack(columns)
         ratios[~scores.usable_T] = 0.0
@@ -127,21 +126,19 @@ def mixed(totals_EA: Floats, weights_A: Floats) -> Floats:
     return found
 
 
-class _Integrals:
-    """Win probabilities by size of error; those of contenders as they are are kept, since alternatives share them."""
+class _Wins:
+    """P(the claimed token wins) by size of error; what was computed is kept, since alternatives share sizes."""
 
     def __init__(self, contenders: Contenders, tokens: int, interval: bool) -> None:
-        self._tokens, self._interval = tokens, interval
+        self._contenders, self._tokens, self._interval = contenders, tokens, interval
         self._known: dict[float, Floats] = {}
 
-    def at(self, contenders: Contenders, sizes_K: Floats, *, kept: bool = True) -> Floats:
+    def at(self, sizes_K: Floats) -> Floats:
         """P(the claimed token wins) for each size, float64[T, K]."""
-        if not kept:
-            return win_matrix_of(contenders, self._tokens, sizes_K, interval=self._interval)
         names = [round(float(np.log(size)), 6) for size in sizes_K]
         new = [k for k, name in enumerate(names) if name not in self._known]
         if new:
-            wins = win_matrix_of(contenders, self._tokens, sizes_K[new], interval=self._interval)
+            wins = win_matrix_of(self._contenders, self._tokens, sizes_K[new], interval=self._interval)
             self._known.update({names[k]: wins[:, place] for place, k in enumerate(new)})
         return np.column_stack([self._known[name] for name in names])
 
