@@ -23,6 +23,7 @@ ONLY: dict[str, tuple[str, ...]] = {
     "veridifr.filters": ("veridifr.errors", "veridifr.trace"),
     "veridifr.contracts": ("veridifr.errors", "veridifr.trace", "veridifr.rng"),
     "veridifr.processors": ("veridifr.errors", "veridifr.trace", "veridifr.contracts"),
+    "veridifr.fingerprints": ("veridifr.errors", "veridifr.rng"),
     "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.trace"),
 }
 
@@ -40,7 +41,7 @@ THIRD_PARTY: dict[str, tuple[str, ...] | None] = {
     "numpy": None,
     "scipy": None,
     "tqdm": None,
-    "torch": ("veridifr.references",),
+    "torch": ("veridifr.references", "veridifr.fingerprints.capture"),
     "transformers": ("veridifr.references",),
     "tokenizers": ("veridifr.references",),
     "safetensors": ("veridifr.references",),

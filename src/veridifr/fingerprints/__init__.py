@@ -1,7 +1,7 @@
 """Fingerprints of activations: projections of hidden states in a few bytes, and the TOPLOC baseline beside them.
 
-Provider and verifier share `spec`, `projection`, `encoding` and `wire`; `capture` takes hidden states from a torch model;
-`score` is the verifier's; `merkle` commits to several taps. docs/fingerprints.md is the norm.
+Provider and verifier share `spec`, `projection`, `encoding` and `wire`; `capture` takes hidden states from a torch
+model; `score` is the verifier's; `merkle` commits to several taps. docs/fingerprints.md is the norm.
 """
 
 from veridifr.fingerprints.encoding import Codes, Intervals, to_codes, to_intervals

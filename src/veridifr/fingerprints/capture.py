@@ -115,7 +115,8 @@ class Capture:
         return fingerprint(self._spec, tokens, self.values(row, tokens))
 
     def _hook(self, tap: int) -> Any:
-        def hook(module: Any, args: Any, output: Any) -> None:
+        def hook(*call: Any) -> None:  # module, arguments, output
+            output = call[-1]
             hidden_BSD = getattr(output, "last_hidden_state", None)
             if hidden_BSD is None:
                 hidden_BSD = output[0] if isinstance(output, tuple | list) else output

@@ -78,8 +78,9 @@ def to_intervals(spec: FingerprintSpec, tap: int, codes: Codes) -> Intervals:
         short = spec.encoding == "bfloat16"
         if (_exponent(codes_FK, 7 if short else 23) == 255).any():
             raise FingerprintError(f"payload: a {spec.encoding} is NaN or infinite")
-        values = (codes_FK << np.uint32(16) if short else codes_FK).view(np.float32).astype(np.float64)
-        half = np.ldexp(np.abs(values), -9 if short else -25)  # half an ulp at least
+        bits: UInt32 = np.ascontiguousarray(codes_FK << np.uint32(16) if short else codes_FK, dtype=np.uint32)
+        values: Float64 = bits.view(np.float32).astype(np.float64)
+        half: Float64 = np.abs(values) * 2.0 ** (-9 if short else -25)  # half an ulp at least
         return Intervals(low_FK=values - half, high_FK=values + half, period_K=None)
     if spec.encoding == "sign":
         negative = codes_FK == 1
@@ -88,7 +89,7 @@ def to_intervals(spec: FingerprintSpec, tap: int, codes: Codes) -> Intervals:
         )
     if spec.wrapped:
         step_K = np.ldexp(1.0, _steps_log2(spec, tap))
-        low = codes_FK * step_K
+        low: Float64 = codes_FK.astype(np.float64) * step_K
         return Intervals(low_FK=low, high_FK=low + step_K, period_K=step_K * 2**spec.bits)
     if codes.scales_F is None:
         raise FingerprintError("payload: a scaled encoding without scales")
@@ -114,7 +115,8 @@ def scale_bytes(largest_F: npt.NDArray[np.floating]) -> UInt8:
     """The smallest scale byte that covers each magnitude; 0 for magnitudes below the smallest scale."""
     with np.errstate(divide="ignore"):
         exact = np.ceil(np.log2(largest_F.astype(np.float64)) * _SCALE_STEPS) + SCALE_ZERO
-    return np.clip(exact, 0, 255).astype(np.uint8)
+    found: UInt8 = np.clip(exact, 0, 255).astype(np.uint8)
+    return found
 
 
 def scale_values(scales_F: UInt8) -> Float64:
@@ -139,7 +141,8 @@ def unpack_bits(data: bytes, count: int, bits: int) -> UInt32:
     if flat[count * bits :].any():
         raise FingerprintError("payload: bits after the last code are set")
     places = np.left_shift(np.uint8(1), np.arange(bits, dtype=np.uint8))
-    return (flat[: count * bits].reshape(count, bits) * places).sum(axis=1, dtype=np.uint8).astype(np.uint32)
+    found: UInt32 = (flat[: count * bits].reshape(count, bits) * places).sum(axis=1, dtype=np.uint8).astype(np.uint32)
+    return found
 
 
 def _steps_log2(spec: FingerprintSpec, tap: int) -> npt.NDArray[np.int64]:

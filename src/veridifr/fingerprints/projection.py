@@ -55,7 +55,9 @@ def projection_matrix(seed: int, k: int, size: int) -> Int32:
     float32 holds them exactly. Cost: k D entries; nothing of size D x D is made.
     """
     if not (1 <= size <= MAX_HIDDEN and 1 <= k <= min(size, MAX_K)):
-        raise FingerprintError(f"projection: got k {k} and hidden size {size}, expected k of at most both D and {MAX_K}")
+        raise FingerprintError(
+            f"projection: got k {k} and hidden size {size}, expected k of at most both D and {MAX_K}"
+        )
     rows_K = _order(seed, size, _ROWS)[0][:k]
     columns_D, signs_D = _order(seed, size, _COLUMNS)
     matrix_KD = np.broadcast_to(signs_D, (k, size)).astype(np.int32)

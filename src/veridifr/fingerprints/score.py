@@ -24,6 +24,8 @@ Float64 = npt.NDArray[np.float64]
 MULTIPLES = (1.5, 2.0, 4.0, 16.0)
 """Scales of deviating errors, as multiples of the honest one; the score is over their even mixture."""
 _NODES = 5
+_POINT = 2.0**-60
+"""Least width of an interval, in units of a coordinate: that of the float 0 would be none."""
 _FEWEST = 0.05
 """Intervals narrower than this share of sigma are widened to it: the ratio of two densities, without cancellation."""
 
@@ -107,38 +109,56 @@ def _probability(intervals: Intervals, own: Float64, sigma: float) -> Float64:
     """Probability that own + N(0, sigma^2) falls into the interval, or into one of its repeats."""
     period = intervals.period_K
     if period is None:
-        low, high = _widened(intervals, sigma)
-        return _between((low - own) / sigma, (high - own) / sigma)
-    low, high = intervals.low_FK, intervals.high_FK
-    if sigma > 2 * float(period.min()):
-        wide = np.broadcast_to(sigma > 2 * period, own.shape)  # as good as uniform: 1 part in 10^30
-        near = np.minimum(sigma, 2 * period)
-    else:
-        wide, near = np.zeros(own.shape, dtype=bool), np.broadcast_to(sigma, period.shape)
-    offset = np.mod(low - own + period / 2, period) - period / 2
-    reach = int(np.ceil(8 * float((near / period).max()))) + 1
-    total = np.zeros(own.shape)
-    for repeat in range(-reach, reach + 1):
-        start = (offset + repeat * period) / near
-        total += _between(start, start + (high - low) / near)
-    return np.where(wide, (high - low) / period, total)
+        low, high, share = _widened(intervals, sigma)
+        return share * _between((low - own) / sigma, (high - own) / sigma)
+    width = intervals.high_FK[0] - intervals.low_FK[0] if len(own) else period
+    total = np.empty(own.shape)
+    for step in sorted(set(period.tolist())):
+        same = period == step
+        offset = np.mod(own[:, same] - intervals.low_FK[:, same], step)
+        total[:, same] = _wrapped(offset, float(width[same][0]), step, sigma)
+    return total
+
+
+def _wrapped(offset: Float64, width: float, period: float, sigma: float) -> Float64:
+    """Probability that offset + N(0, sigma^2) falls into [0, width) or a repeat of it, from a table over one period.
+
+    The table has 64 points or more per sigma, so linear interpolation is good to (1/64)^2 / 8 of a peak's height.
+    """
+    if sigma > 2 * period:  # uniform, to 1 part in 10^30
+        return np.full(offset.shape, width / period)
+    points = int(min(max(1024, 64 * period / sigma), 2**18))
+    grid: Float64 = np.arange(points + 1, dtype=np.float64) * (period / points)
+    reach = int(np.ceil(8 * sigma / period)) + 1
+    starts = [(repeat * period - grid) / sigma for repeat in range(-reach, reach + 1)]
+    table = np.sum([_between(start, start + width / sigma) for start in starts], axis=0)
+    place = offset * (points / period)
+    low = np.minimum(place.astype(np.int64), points - 1)
+    found: Float64 = table[low] + (place - low) * (table[low + 1] - table[low])
+    return found
 
 
 def _contamination(intervals: Intervals, own: Float64, sigma: float) -> Float64:
     """Probability under "anything": uniform over a period, or a Cauchy of scale 10 sigma where there is none."""
     if intervals.period_K is not None:
         return (intervals.high_FK - intervals.low_FK) / intervals.period_K
-    low, high = _widened(intervals, sigma)
+    low, high, share = _widened(intervals, sigma)
     wide = 10 * sigma
-    found: Float64 = np.maximum((np.arctan((high - own) / wide) - np.arctan((low - own) / wide)) / math.pi, 1e-300)
+    mass = (np.arctan((high - own) / wide) - np.arctan((low - own) / wide)) / math.pi
+    found: Float64 = np.maximum(share * mass, 1e-300)
     return found
 
 
-def _widened(intervals: Intervals, sigma: float) -> tuple[Float64, Float64]:
+def _widened(intervals: Intervals, sigma: float) -> tuple[Float64, Float64, Float64]:
+    """Intervals of at least `_FEWEST` sigma around the same centre, and the share of their mass that the true ones
+    hold: in place of the difference of two nearly equal distribution functions."""
     low, high = intervals.low_FK, intervals.high_FK
     with np.errstate(invalid="ignore"):
-        lacking = np.maximum(_FEWEST * sigma - (high - low), 0.0) / 2
-    return low - lacking, high + lacking
+        width = np.maximum(high - low, _POINT)
+    wanted = np.maximum(_FEWEST * sigma, width)
+    lacking = np.where(wanted > width, (wanted - width) / 2, 0.0)
+    share: Float64 = np.where(wanted > width, width / wanted, 1.0)
+    return low - lacking, high + lacking, share
 
 
 def _between(low: Float64, high: Float64) -> Float64:

@@ -1,4 +1,4 @@
-"""A fingerprint as bytes and as base64: fixed header, one payload per tap, a checksum. docs/fingerprints.md is the norm.
+"""A fingerprint as bytes and as base64: fixed header, payloads, a checksum. docs/fingerprints.md is the norm.
 
 Every byte comes from the party being audited: lengths are computed from the verifier's own specification and token
 count and compared before anything is read, and each malformed byte string gives a `FingerprintError` naming the field.
@@ -36,7 +36,7 @@ OVERHEAD_BYTES = _HEADER.size + _CHECKSUM.size
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """The coordinates of one sequence: payloads in the order of the specification's taps, for `tokens` output tokens."""
+    """The coordinates of one sequence: one payload per tap in the specification's order."""
 
     spec: FingerprintSpec
     tokens: int
