@@ -80,7 +80,8 @@ def to_intervals(spec: FingerprintSpec, tap: int, codes: Codes) -> Intervals:
             raise FingerprintError(f"payload: a {spec.encoding} is NaN or infinite")
         bits: UInt32 = np.ascontiguousarray(codes_FK << np.uint32(16) if short else codes_FK, dtype=np.uint32)
         values: Float64 = bits.view(np.float32).astype(np.float64)
-        half: Float64 = np.abs(values) * 2.0 ** (-9 if short else -25)  # half an ulp at least
+        # Half a unit in the last place: |v| = m 2^e with m from 0.5 to 1, and 8 or 24 bits of significand.
+        half: Float64 = np.where(values == 0, 0.0, np.ldexp(1.0, np.frexp(values)[1] - (9 if short else 25)))
         return Intervals(low_FK=values - half, high_FK=values + half, period_K=None)
     if spec.encoding == "sign":
         negative = codes_FK == 1

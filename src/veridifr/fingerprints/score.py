@@ -153,11 +153,10 @@ def _widened(intervals: Intervals, sigma: float) -> tuple[Float64, Float64, Floa
     """Intervals of at least `_FEWEST` sigma around the same centre, and the share of their mass that the true ones
     hold: in place of the difference of two nearly equal distribution functions."""
     low, high = intervals.low_FK, intervals.high_FK
-    with np.errstate(invalid="ignore"):
-        width = np.maximum(high - low, _POINT)
-    wanted = np.maximum(_FEWEST * sigma, width)
-    lacking = np.where(wanted > width, (wanted - width) / 2, 0.0)
-    share: Float64 = np.where(wanted > width, width / wanted, 1.0)
+    width = np.maximum(high - low, _POINT)
+    short = width < _FEWEST * sigma
+    lacking = np.where(short, _FEWEST * sigma - width, 0.0) / 2
+    share: Float64 = np.where(short, width / (_FEWEST * sigma), 1.0)
     return low - lacking, high + lacking, share
 
 
