@@ -44,7 +44,10 @@ SWEEP = [
     *[spec_of("wrapped2", k, step) for k in (8, 16, 32) for step in (-5, -4, -3)],
     *[spec_of("wrapped1", k, step) for k in (16, 32) for step in (-4, -3)],
 ]
-SEARCH = [spec_of("wrapped1", k, step) for k in (4, 8, 16, 32) for step in (-4, -3, -1)]
+SEARCH = [
+    *[spec_of("wrapped1", k, step) for k in (4, 8, 16, 32) for step in (-4, -3, -1)],
+    *[spec_of("wrapped2", k, -5) for k in (32, 64, 96, 128, 160)],
+]
 
 
 def auc(honest_N: Any, deviating_M: Any) -> float:
@@ -74,10 +77,11 @@ def lower_end(honest_N: Any, deviating_M: Any, draws: int = 200) -> float:
 
 def scores(arrays: Arrays, spec: FingerprintSpec, calibrate: int) -> dict[str, Any]:
     """Log-likelihood ratios by condition, [sequences, tokens, multiples], and the fitted scale under "scale"."""
-    own = arrays["own"][..., : spec.k].astype(np.float32)
+    wide = "wide/" if spec.k > arrays["own"].shape[2] else ""
+    own = arrays[f"{wide}own"][..., : spec.k].astype(np.float32)
     names = [key.split("/", 1)[1] for key in arrays if key.startswith("error/")]
     found: dict[str, Any] = {}
-    intervals = {name: _intervals(arrays, spec, name, own) for name in names}
+    intervals = {name: _intervals(arrays, spec, name, own, wide) for name in names}
     honest = [name for name in HONEST if name in names]
     part = own[:calibrate].reshape(-1, spec.k)
     pooled = [intervals[name] for name in honest]
@@ -96,8 +100,8 @@ def scores(arrays: Arrays, spec: FingerprintSpec, calibrate: int) -> dict[str, A
     return {**found, "scale": scale}
 
 
-def _intervals(arrays: Arrays, spec: FingerprintSpec, name: str, own: Any) -> Intervals:
-    values = own + arrays[f"error/{name}"][..., : spec.k].astype(np.float32)
+def _intervals(arrays: Arrays, spec: FingerprintSpec, name: str, own: Any, wide: str) -> Intervals:
+    values = own + arrays[f"{wide}error/{name}"][..., : spec.k] * np.float32(arrays[f"step/{name}"])
     return to_intervals(spec, 0, to_codes(spec, 0, values.reshape(-1, spec.k)))
 
 
@@ -199,7 +203,7 @@ def _show_cheapest(arrays: Arrays, calibrate: int) -> None:
     ours: dict[tuple[str, int], tuple[float, str]] = {}
     for spec in SEARCH:
         found = scores(arrays, spec, calibrate)
-        for chunk in chunks:
+        for chunk in (n for n in chunks if n <= found["honest"].shape[1]):
             for every in (n for n in chunks if n <= chunk):
                 size = -(-spec.k * spec.bits * -(-chunk // every) // 8) / chunk
                 honest, deviating = cells(found, calibrate, chunk, every)

@@ -9,8 +9,9 @@ bfloat16: two honest stacks, and deviations. Every deviation is simulated by rou
 by a quantized kernel. The smaller model has another hidden size: its provider projects what it has with the matrix for
 its own size, which is the best that it can do without the claimed model.
 
-What is kept: 32 coordinates of each hidden state (the verifier's in float16; the others' differences from it), and
-TOPLOC's three statistics for chunks of 1 to 32 tokens and top-k 4 to 512.
+What is kept: 32 coordinates of each hidden state, 160 of the first four (the verifier's in float16; the others'
+differences from it in steps of a sixteenth of their standard deviation), and TOPLOC's three statistics for chunks of 1
+to 32 tokens and top-k 4 to 512.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ import _fingerprint_tables as tables
 DATA = Path(__file__).parent / "data" / "h200_pools.npz"
 TOKENS = 32
 K = 32
+"""Coordinates kept of each hidden state."""
+WIDE_TOKENS, WIDE_K = 4, 160
+"""More coordinates for the first tokens: what small deviations need if few tokens are to do."""
+LEVELS = 16
+"""Levels of a kept error for one standard deviation: 8 of those fit a signed byte."""
 SEED = 7
 """Seed of the projection matrix."""
 CHUNKS = (1, 2, 4, 8, 16, 32)
@@ -73,23 +79,32 @@ def collect(args: argparse.Namespace) -> None:
 
     sequences = _sequences(args.prompts, args.count)
     own = models.hidden(args, "verifier", sequences, TOKENS)
-    spec = FingerprintSpec(seed=SEED, hidden_size=own.shape[2], k=K, encoding="float32")
-    projected = Projector(spec, own.device).project(own.flatten(0, 1)).reshape(*own.shape[:2], K)
-    kept = projected.half()
-    arrays: dict[str, Any] = {"own": kept.cpu().numpy(), "chunks": CHUNKS, "top_ks": TOP_KS}
+
+    def projected(states: Any) -> Any:
+        spec = FingerprintSpec(seed=SEED, hidden_size=states.shape[2], k=WIDE_K, encoding="float32")
+        return Projector(spec, states.device).project(states.flatten(0, 1)).reshape(*states.shape[:2], WIDE_K)
+
+    mine = projected(own)
+    arrays: dict[str, Any] = {"chunks": CHUNKS, "top_ks": TOP_KS, "hidden_size": own.shape[2]}
+    arrays["own"], arrays["wide/own"] = (part.half().cpu().numpy() for part in _kept(mine))
     print("matrix SHA-256", matrix_digest(SEED, K, own.shape[2]), "torch", torch.__version__, flush=True)
     for name in args.conditions:
         theirs = models.hidden(args, name, sequences, TOKENS)
-        other = FingerprintSpec(seed=SEED, hidden_size=theirs.shape[2], k=K, encoding="float32")
-        values = Projector(other, theirs.device).project(theirs.flatten(0, 1)).reshape(*theirs.shape[:2], K)
-        arrays[f"error/{name}"] = (values - projected).half().cpu().numpy()
-        error = (values - projected).flatten()
+        error = projected(theirs) - mine
+        step = error.std() / LEVELS
+        levels = _kept((error / step).round().clamp(-127, 127).to(torch.int8))
+        arrays[f"error/{name}"], arrays[f"wide/error/{name}"] = (part.cpu().numpy() for part in levels)
+        arrays[f"step/{name}"] = step.cpu().numpy()
         print(f"{name}: error per coordinate {float(error.std()):.5f}", flush=True)
         for key, value in _toploc(own, theirs).items():
             arrays[f"toploc/{name}/{key}"] = value
     args.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(args.out / "fingerprints.npz", **arrays)
     print("wrote", args.out / "fingerprints.npz", (args.out / "fingerprints.npz").stat().st_size, "bytes")
+
+
+def _kept(values: Any) -> tuple[Any, Any]:
+    return values[..., :K], values[:, :WIDE_TOKENS]
 
 
 def _sequences(path: Path, count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -97,7 +97,11 @@ def fit_scale(intervals: Intervals, own_FK: npt.ArrayLike, *, most: int = 4096) 
     def value(octave: float, spread: float) -> float:
         return float(log_likelihood(part, own, ErrorScale(sigma=2.0**octave, spread=spread)).sum())
 
-    coarse = max(range(-30, 13), key=lambda octave: value(octave, 0.2))
+    octaves = range(-30, 13)
+    if part.period_K is not None:  # outside these, a wrapped code says nothing about sigma
+        steps = part.high_FK[0] - part.low_FK[0]
+        octaves = range(int(np.log2(steps.min())) - 8, int(np.log2(part.period_K.max())) + 2)
+    coarse = max(octaves, key=lambda octave: value(octave, 0.2))
     fine = [coarse + step / 8 for step in range(-8, 9)]
     octave = max(fine, key=lambda octave: value(octave, 0.2))
     spread = max(spreads, key=lambda spread: value(octave, spread))
