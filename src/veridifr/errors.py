@@ -5,6 +5,7 @@ VeridifrError
 │   ├── TraceError        a trace or a file of traces
 │   ├── EvidenceError     an evidence file
 │   ├── CalibrationError  a calibration, or one that was made for something else
+│   ├── FingerprintError  a fingerprint, its specification or its commitment
 │   └── ReferenceError    the reference model cannot be loaded or does not fit the traces
 ├── UnsupportedError      a contract or a setting that cannot be honoured: names the setting
 └── MissingExtraError     an optional dependency is not installed
@@ -36,6 +37,10 @@ class EvidenceError(InputError):
 
 class CalibrationError(InputError):
     """A calibration that is malformed, or that was made for another model, contract or sampling."""
+
+
+class FingerprintError(InputError):
+    """A fingerprint that is malformed, or that does not fit its specification, tokens or commitment."""
 
 
 class ReferenceError(InputError):

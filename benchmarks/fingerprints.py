@@ -1,0 +1,188 @@
+"""Activation-DiFR against TOPLOC: how many tokens and bytes it takes to find a deviation of the forward pass.
+
+usage: fingerprints.py collect --models DIR --out DIR [--device cuda]   run the models; leaves OUT/fingerprints.npz
+       fingerprints.py evaluate OUT/fingerprints.npz                    tables, on a CPU, from what `collect` left
+
+The verifier runs tb24m in float32 over recorded vLLM sequences (benchmarks/data/h200_pools.npz), prompt and output
+teacher-forced, and takes the hidden states that produced the first 32 output tokens. Providers run the same tokens in
+bfloat16: two honest stacks, and deviations. Every deviation is simulated by rounding (weights, or keys and values), not
+by a quantized kernel. The smaller model has another hidden size: its provider projects what it has with the matrix for
+its own size, which is the best that it can do without the claimed model.
+
+What is kept: 32 coordinates of each hidden state, 160 of the first four (the verifier's in float16; the others'
+differences from it in steps of a sixteenth of their standard deviation), and TOPLOC's three statistics for chunks of 1
+to 32 tokens and top-k 4 to 512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import _fingerprint_models as models
+import _fingerprint_tables as tables
+
+DATA = Path(__file__).parent / "data" / "h200_pools.npz"
+TOKENS = 32
+K = 32
+"""Coordinates kept of each hidden state."""
+WIDE_TOKENS, WIDE_K = 4, 160
+"""More coordinates for the first tokens: what small deviations need if few tokens are to do."""
+LEVELS = 16
+"""Levels of a kept error for one standard deviation: 8 of those fit a signed byte."""
+SEED = 7
+"""Seed of the projection matrix."""
+CHUNKS = (1, 2, 4, 8, 16, 32)
+TOP_KS = (4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def main() -> int:
+    """Exit status 0; errors are raised."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    collect_ = verbs.add_parser("collect")
+    collect_.add_argument("--models", type=Path, required=True)
+    collect_.add_argument("--prompts", type=Path, default=DATA)
+    collect_.add_argument("--out", type=Path, required=True)
+    collect_.add_argument("--device", default="cpu")
+    collect_.add_argument("--count", type=int, default=2100)
+    collect_.add_argument("--batch", type=int, default=64)
+    collect_.add_argument("--conditions", nargs="+", default=list(models.CONDITIONS))
+    collect_.add_argument("--emulate", action="store_true", help="round float32 to bfloat16: for CPUs without it")
+    evaluate_ = verbs.add_parser("evaluate")
+    evaluate_.add_argument("file", type=Path)
+    evaluate_.add_argument("--calibrate", type=int, default=100, help="prompts that the honest scale is fitted to")
+    evaluate_.add_argument("--brief", action="store_true", help="the main specification only")
+    args = parser.parse_args()
+    if args.verb == "collect":
+        collect(args)
+    else:
+        with np.load(args.file, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        tables.show(arrays, args.calibrate, brief=args.brief)
+    return 0
+
+
+def collect(args: argparse.Namespace) -> None:
+    """Run the verifier and every provider, and write what is kept of them."""
+    import torch
+
+    from veridifr.fingerprints import matrix_digest
+    from veridifr.fingerprints.capture import Projector
+    from veridifr.fingerprints.spec import FingerprintSpec
+
+    sequences = _sequences(args.prompts, args.count)
+    own = models.hidden(args, "verifier", sequences, TOKENS)
+
+    def projected(states: Any) -> Any:
+        spec = FingerprintSpec(seed=SEED, hidden_size=states.shape[2], k=WIDE_K, encoding="float32")
+        return Projector(spec, states.device).project(states.flatten(0, 1)).reshape(*states.shape[:2], WIDE_K)
+
+    mine = projected(own)
+    arrays: dict[str, Any] = {"chunks": CHUNKS, "top_ks": TOP_KS, "hidden_size": own.shape[2]}
+    arrays["own"], arrays["wide/own"] = (part.half().cpu().numpy() for part in _kept(mine))
+    print("matrix SHA-256", matrix_digest(SEED, K, own.shape[2]), "torch", torch.__version__, flush=True)
+    for name in args.conditions:
+        theirs = models.hidden(args, name, sequences, TOKENS)
+        error = projected(theirs) - mine
+        step = error.std() / LEVELS
+        levels = _kept((error / step).round().clamp(-127, 127).to(torch.int8))
+        arrays[f"error/{name}"], arrays[f"wide/error/{name}"] = (part.cpu().numpy() for part in levels)
+        arrays[f"step/{name}"] = step.cpu().numpy()
+        print(f"{name}: error per coordinate {float(error.std()):.5f}", flush=True)
+        for key, value in _toploc(own, theirs).items():
+            arrays[f"toploc/{name}/{key}"] = value
+    args.out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(args.out / "fingerprints.npz", **arrays)
+    print("wrote", args.out / "fingerprints.npz", (args.out / "fingerprints.npz").stat().st_size, "bytes")
+
+
+def _kept(values: Any) -> tuple[Any, Any]:
+    return values[..., :K], values[:, :WIDE_TOKENS]
+
+
+def _sequences(path: Path, count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Prompt and first output tokens of `count` honest sequences, each of another prompt."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+    import trace_pools
+
+    found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for name in ("honest.v1", "honest.v2"):
+        traces = trace_pools.load_set(path, name)
+        found += zip(traces.prompts, (ids[:TOKENS] for ids in traces.outputs), strict=True)
+    if len(found) < count:
+        raise SystemExit(f"{path}: {len(found)} honest sequences, {count} asked for")
+    return found[:count]
+
+
+def _toploc(own: Any, theirs: Any) -> dict[str, Any]:
+    """TOPLOC's statistics for the first tokens of each sequence, by chunk and top-k: [chunk, top-k, sequence].
+
+    Where the verifier asks for an entry that the provider did not choose, the polynomial gives an element of the field
+    that is as good as random; here it is drawn at random (`tests/fingerprints/test_toploc.py` compares the two).
+    """
+    import torch
+
+    count = len(own)
+    shape = (len(CHUNKS), len(TOP_KS), count)
+    mismatches, means, medians = (
+        np.zeros(shape, np.uint16),
+        np.zeros(shape, np.float16),
+        np.full(shape, 255, np.uint8),
+    )
+    generator = torch.Generator(device=own.device).manual_seed(1)
+    for (c, chunk), part in itertools.product(enumerate(CHUNKS), _parts(count)):
+        mine, given = _largest(own[part, :chunk], max(TOP_KS)), _largest(theirs[part, :chunk], max(TOP_KS))
+        rank = torch.full(mine.bits.shape, 1 << 20, device=own.device)  # of an entry, among the provider's largest
+        inside = given.order < rank.shape[1]
+        places = torch.arange(given.order.shape[1], device=own.device).expand_as(given.order)
+        rank.scatter_reduce_(
+            1, torch.where(inside, given.order, 0), torch.where(inside, places, 1 << 20), reduce="amin"
+        )
+        random = torch.randint(0, 65497, mine.order.shape, generator=generator, device=own.device)
+        bits = mine.bits.gather(1, mine.order)
+        width = given.bits.shape[1]
+        offered = given.bits.gather(1, mine.order.clamp_max(width - 1))
+        ranks = rank.gather(1, mine.order)
+        for t, top_k in enumerate(TOP_KS):
+            if top_k > mine.order.shape[1]:
+                continue
+            claimed = torch.where(ranks < top_k, offered, random)[:, :top_k]
+            same = ((claimed >> 7) & 255) == ((bits[:, :top_k] >> 7) & 255)
+            errors = ((claimed & 127) - (bits[:, :top_k] & 127)).abs()
+            agreeing = same.sum(1)
+            mismatches[c, t, part] = (top_k - agreeing).cpu().numpy()
+            means[c, t, part] = ((errors * same).sum(1) / agreeing.clamp_min(1)).cpu().numpy()
+            ordered = torch.where(same, errors, 255).sort(1).values
+            medians[c, t, part] = ordered.gather(1, (agreeing // 2).clamp_max(top_k - 1)[:, None])[:, 0].cpu().numpy()
+    return {"mismatches": mismatches, "means": means, "medians": medians}
+
+
+class _Largest:
+    """bfloat16 bits of a chunk, flattened [B, T D], and its entries by falling magnitude."""
+
+    def __init__(self, bits: Any, order: Any) -> None:
+        self.bits, self.order = bits, order
+
+
+def _largest(hidden: Any, most: int) -> _Largest:
+    import torch
+
+    bits = hidden.flatten(1).bfloat16().view(torch.int16).long() & 0xFFFF
+    order = (bits & 0x7FFF).topk(min(most, bits.shape[1]), dim=1).indices
+    return _Largest(bits, order)
+
+
+def _parts(count: int, size: int = 256) -> Iterator[slice]:
+    for start in range(0, count, size):
+        yield slice(start, min(count, start + size))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

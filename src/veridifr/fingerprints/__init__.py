@@ -1,0 +1,34 @@
+"""Fingerprints of activations: projections of hidden states in a few bytes, and the TOPLOC baseline beside them.
+
+Provider and verifier share `spec`, `projection`, `encoding` and `wire`; `capture` takes hidden states from a torch
+model; `score` is the verifier's; `merkle` commits to several taps. docs/fingerprints.md is the norm.
+"""
+
+from veridifr.fingerprints.encoding import Codes, Intervals, to_codes, to_intervals
+from veridifr.fingerprints.projection import matrix_digest, project, projection_matrix, tolerance
+from veridifr.fingerprints.score import ErrorScale, combine, fit_scale, ratios
+from veridifr.fingerprints.spec import FINAL, FingerprintSpec
+from veridifr.fingerprints.wire import Fingerprint, fingerprint, from_base64, from_bytes, to_base64, to_bytes
+
+__all__ = [
+    "FINAL",
+    "Codes",
+    "ErrorScale",
+    "Fingerprint",
+    "FingerprintSpec",
+    "Intervals",
+    "combine",
+    "fingerprint",
+    "fit_scale",
+    "from_base64",
+    "from_bytes",
+    "matrix_digest",
+    "project",
+    "projection_matrix",
+    "ratios",
+    "to_base64",
+    "to_bytes",
+    "to_codes",
+    "to_intervals",
+    "tolerance",
+]
