@@ -143,11 +143,9 @@ class Fitted:
 def measured(item: tuple[Scores, Fitted]) -> tuple[Floats, Floats, Floats]:
     """Statistics at `EDGES` float32[E, 7], log ratios float16[T, A] and the other token values float32[T, 6]."""
     scores, fitted = item
-    ratios_TA, weights_A = fitted.statistic.ratios(scores)
-    values_T6 = fitted.tokens(scores)
-    edges = np.array(EDGES) - 1
-    likelihood_E = np.minimum(mixed(np.cumsum(ratios_TA, axis=0)[edges], weights_A), CAP)
-    table = np.column_stack([likelihood_E, np.cumsum(values_T6, axis=0)[edges]])
+    ratios_TA, values_T6 = fitted.statistic.ratios(scores)[0], fitted.tokens(scores)
+    likelihood_E = fitted.statistic.prefix_scores(scores, EDGES)
+    table = np.column_stack([likelihood_E, np.cumsum(values_T6, axis=0)[np.array(EDGES) - 1]])
     return table.astype(np.float32), ratios_TA.astype(np.float32), values_T6.astype(np.float32)
 
 
@@ -207,7 +205,7 @@ def collect(reference: Reference, pool: Executor, out: Path, limit: int | None) 
         arrays[f"{name}/scores"] = np.stack([table for table, _, _ in tables])
         arrays[f"{name}/fit"] = split[name]
         judged = [table for table, fit in zip(tables, split[name], strict=True) if not fit]
-        weights_A = fitted.statistic.ratios(scores[0])[1]
+        weights_A = np.array([entry.weight for entry in fitted.statistic.alternatives])
         for size, batch in shuffled(judged, weights_A, np.random.default_rng(1)).items():
             arrays[f"{name}/shuffled{size}"] = batch
         if name in HONEST:

@@ -77,36 +77,39 @@ class LikelihoodRatio:
 
         Tokens that are not scored add nothing, so a bound can never hurt the provider.
         """
-        ratios, weights_A = self.ratios(scores)
-        totals = np.cumsum(ratios, axis=0)[np.asarray(edges, dtype=np.int64) - 1]
+        ratios_TA, applies_A = self.ratios(scores)
+        weights_A = np.array([entry.weight for entry in self.alternatives])[applies_A]
+        totals = np.cumsum(ratios_TA[:, applies_A], axis=0)[np.asarray(edges, dtype=np.int64) - 1]
         return np.minimum(mixed(totals, weights_A), CAP)
 
-    def ratios(self, scores: Scores) -> tuple[Floats, Floats]:
-        """log q_a / q_0 of each token and alternative that applies, float64[T, A] in nats, and prior weights [A].
+    def ratios(self, scores: Scores) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """log q_a / q_0 of each token and alternative, float64[T, A] in nats, and which alternatives apply, bool[A].
 
-        Temperature needs noise to act on, and a cut needs a filter: elsewhere those alternatives are left out.
+        Temperature needs noise to act on and a cut needs a filter; elsewhere their ratios are 0 and they don't apply.
         """
         found, tokens = scores.contenders, len(scores.status_T)
         sizes_K, weights_K = self._sizes()
         wins = _Wins(found, tokens, scores.inverse_cdf)
-        honest = self._log_q(wins.at(sizes_K) @ weights_K, scores)
-        apart = {"temperature": bool(found.noise_M.any()), "cut": bool((found.edges_M > -np.inf).any())}
-        chosen = [a for a in self.alternatives if not scores.inverse_cdf or a.kind in ("noise", "replaced")]
-        chosen = [a for a in chosen if apart.get(a.kind, True)]
-        columns = []
-        for entry in chosen:
+        honest_T = self._log_q(wins.at(sizes_K) @ weights_K, scores)
+        apart = {
+            "temperature": not scores.inverse_cdf and bool(found.noise_M.any()),
+            "cut": not scores.inverse_cdf and bool((found.edges_M > -np.inf).any()),
+        }
+        applies_A = np.array([apart.get(entry.kind, True) for entry in self.alternatives])
+        ratios_TA = np.zeros((tokens, len(self.alternatives)))
+        for place in np.flatnonzero(applies_A):
+            entry = self.alternatives[place]
             if entry.kind == "replaced":
-                drawn = np.log(entry.size) + np.minimum(scores.logprob_T, 0.0) - honest
-                columns.append(np.logaddexp(np.log1p(-entry.size), drawn))
+                drawn_T = np.log(entry.size) + np.minimum(scores.logprob_T, 0.0) - honest_T
+                ratios_TA[:, place] = np.logaddexp(np.log1p(-entry.size), drawn_T)
                 continue
             if entry.kind == "noise":
                 wins_T = wins.at(entry.size * sizes_K) @ weights_K
             else:
                 wins_T = win_matrix_of(shifted(found, **{entry.kind: entry.size}), tokens, sizes_K) @ weights_K
-            columns.append(self._log_q(wins_T, scores) - honest)
-        ratios = np.column_stack(columns)
-        ratios[~scores.usable_T] = 0.0
-        return ratios, np.array([entry.weight for entry in chosen])
+            ratios_TA[:, place] = self._log_q(wins_T, scores) - honest_T
+        ratios_TA[~scores.usable_T] = 0.0
+        return ratios_TA, applies_A
 
     def _sizes(self) -> tuple[Floats, Floats]:
         """Sizes of a token's error and their weights: three-point Gauss-Hermite, of mean square `sigma` squared."""

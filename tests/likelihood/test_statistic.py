@@ -77,7 +77,7 @@ def test_the_size_of_an_error_is_drawn_for_each_token() -> None:
 def test_a_temperature_is_left_out_without_noise_and_a_cut_without_filters() -> None:
     def kinds(noise: list[list[float]] | None, edge: float, *, inverse_cdf: bool = False) -> int:
         one = contenders([[0.1, 0.0]], [[edge, IN]], [0], noise=noise)
-        return len(LikelihoodRatio(sigma=0.1).ratios(scores_of(one, 1, inverse_cdf=inverse_cdf))[1])
+        return int(LikelihoodRatio(sigma=0.1).ratios(scores_of(one, 1, inverse_cdf=inverse_cdf))[1].sum())
 
     everything = len(ALTERNATIVES)
     assert kinds([[1.0, 2.0]], -1.0) == everything
