@@ -30,7 +30,7 @@ from veridifr.trace import Trace
 from veridifr.traces import trace_from_dict
 
 sys.path.insert(0, str(ROOT / "tools"))
-from trace_pools import load_pool, pool_names  # noqa: E402  (it lies beside the package)
+from trace_pools import load_pool, pool_names
 
 DATA = ROOT / "benchmarks" / "data"
 POOLS = (DATA / "h200_pools.npz", DATA / "h200_more.npz")
@@ -155,7 +155,9 @@ def resampled(item: tuple[Scores, Fitted, float, float, int]) -> Floats:
     rng = np.random.default_rng(seed)
     moved = simulate(scores, sigma, rng)
     if share < 1.0:
-        moved = replace(moved, contenders=_merged(scores.contenders, moved.contenders, len(scores.status_T), share, rng))
+        moved = replace(
+            moved, contenders=_merged(scores.contenders, moved.contenders, len(scores.status_T), share, rng)
+        )
     return fitted.statistic.prefix_scores(moved, EDGES).astype(np.float32)
 
 

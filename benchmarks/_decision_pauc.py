@@ -1,0 +1,166 @@
+"""Partial areas under the curve, by tokens used, and how many tokens one statistic saves over another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+HONEST = ("honest.v1", "honest.v2", "more.v1", "more.v2")
+EDGES = (30, 50, 75, 100, 150, 200, 300)
+SEQUENCE = EDGES[-1]
+PREFIX = 50
+"""Tokens of each prompt in the column `prefixes`: many short contiguous pieces in place of one long one."""
+TOKENS = (*EDGES, 600, 900, 1200, 1500, 1800)
+SHUFFLED = (30, 100, 300, 600)
+STATISTICS = (
+    "likelihood",
+    "mean_clipped_margin",
+    "finite_clipped_margin",
+    "paper_likelihood",
+    "match_rate",
+    "cross_entropy",
+    "rank",
+)
+FEWEST_HONEST, FEWEST_DEVIATING = 1000, 200
+MAX_FPR = 0.01
+DRAWS = 200
+LEVEL = 0.9
+"""Partial AUC at which tokens are compared."""
+TARGETS = {"int4": 100, "temp1.1": 300, "fp8": 300, "kv_fp8": 600}
+HELD_TARGETS = {"held.int3": 100, "held.temp0.95": 900, "held.top_p0.9": 600, "held.int8": 1200}
+"""Sets that nothing was tuned on, at a number of tokens that suits their size."""
+
+
+def partial_auc(honest: Floats, deviating: Floats) -> float:
+    """Standardised area under the ROC curve up to a false-positive rate of 1 %, 0.5 for chance (McClish 1989).
+
+    Ties count half. The curve is a step function, linear between steps of equal scores.
+    """
+    top = np.sort(honest)[::-1]
+    steps = int(MAX_FPR * len(top))
+    thresholds, found = top[: steps + 1], np.sort(deviating)
+    above = np.searchsorted(found, thresholds, "right") + np.searchsorted(found, thresholds, "left")
+    rate = 1.0 - above / (2.0 * len(found))
+    area = rate[:steps].sum() / len(top) + rate[steps] * (MAX_FPR - steps / len(top))
+    chance = MAX_FPR**2 / 2
+    return float(0.5 * (1.0 + (area - chance) / (MAX_FPR - chance)))
+
+
+def judged(arrays: Mapping[str, Any], name: str) -> Floats:
+    """Statistics [S, E, 7] of the sequences of a set that had no part in the calibration split, in a fixed lot."""
+    scores = np.asarray(arrays[f"{name}/scores"], dtype=np.float64)
+    scores = scores[~arrays[f"{name}/fit"]] if name in HONEST else scores
+    return scores[np.random.default_rng(len(scores)).permutation(len(scores))]
+
+
+def batches(scores_SE7: Floats, tokens: int, statistic: int, *, prefix: int = SEQUENCE) -> Floats | None:
+    """Sums over disjoint batches of `tokens`, made of the first `prefix` tokens of each sequence; None if uneven."""
+    part = min(prefix, tokens)
+    if tokens % part or part not in EDGES:
+        return None
+    count = tokens // part
+    values = scores_SE7[:, EDGES.index(part), statistic]
+    whole = len(values) // count
+    return values[: whole * count].reshape(whole, count).sum(axis=1)
+
+
+def curves(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """pAUC by column, deviation, tokens and statistic; 95 % intervals of the likelihood score over prompts."""
+    honest = np.concatenate([judged(arrays, name) for name in HONEST])
+    honest = honest[np.random.default_rng(0).permutation(len(honest))]
+    names = [key.split("/")[0] for key in arrays if key.endswith("/fit") and key.split("/")[0] not in HONEST]
+    found: dict[str, Any] = {}
+    for column, prefix in (("contiguous", SEQUENCE), ("prefixes", PREFIX)):
+        cells = {name: _column(honest, judged(arrays, name), prefix) for name in names}
+        found[column] = {name: {t: cell["pauc"] for t, cell in rows.items()} for name, rows in cells.items()}
+        found[f"{column}_95"] = {
+            name: {t: cell["interval"] for t, cell in rows.items()} for name, rows in cells.items()
+        }
+    found["shuffled"] = {name: _shuffled(arrays, name) for name in names}
+    return found
+
+
+def _column(honest: Floats, deviating: Floats, prefix: int) -> dict[str, Any]:
+    rows = {}
+    for tokens in TOKENS:
+        pairs = [
+            (batches(honest, tokens, s, prefix=prefix), batches(deviating, tokens, s, prefix=prefix)) for s in range(7)
+        ]
+        if pairs[0][0] is None or pairs[0][1] is None:
+            continue
+        rows[str(tokens)] = _cell(pairs)
+    return rows
+
+
+def _cell(pairs: list[Any]) -> dict[str, Any]:
+    honest, deviating = pairs[0]
+    if len(honest) < FEWEST_HONEST or len(deviating) < FEWEST_DEVIATING:
+        return {"pauc": "too small", "interval": "too small"}
+    rng = np.random.default_rng(0)
+    drawn = [
+        partial_auc(
+            honest[rng.integers(0, len(honest), len(honest))],
+            deviating[rng.integers(0, len(deviating), len(deviating))],
+        )
+        for _ in range(DRAWS)
+    ]
+    return {
+        "pauc": {name: partial_auc(h, d) for name, (h, d) in zip(STATISTICS, pairs, strict=True)},
+        "interval": [float(value) for value in np.quantile(drawn, [0.025, 0.975])],
+    }
+
+
+def _shuffled(arrays: Mapping[str, Any], name: str) -> dict[str, Any]:
+    rows = {}
+    for tokens in SHUFFLED:
+        honest = np.concatenate([arrays[f"{h}/shuffled{tokens}"] for h in HONEST]).astype(np.float64)
+        deviating = arrays[f"{name}/shuffled{tokens}"].astype(np.float64)
+        small = len(honest) < FEWEST_HONEST or len(deviating) < FEWEST_DEVIATING
+        values = {s: partial_auc(honest[:, i], deviating[:, i]) for i, s in enumerate(STATISTICS)}
+        rows[str(tokens)] = "too small" if small else values
+    return rows
+
+
+def tokens_for(rows: Mapping[str, Any], statistic: str) -> float | None:
+    """Tokens at which the curve reaches `LEVEL`, by straight lines in log tokens; None if it doesn't within it."""
+    known = [(float(t), row[statistic]) for t, row in rows.items() if row != "too small"]
+    known.sort()
+    for (low, below), (high, above) in zip(known, known[1:], strict=False):
+        if below < LEVEL <= above:
+            share = (LEVEL - below) / (above - below)
+            return float(np.exp(np.log(low) + share * np.log(high / low)))
+    return None
+
+
+def savings(curve: Mapping[str, Any]) -> dict[str, Any]:
+    """Tokens that each statistic takes, and the mean clipped margin's over the likelihood score's; "at least" where
+    the likelihood score is there already at the fewest tokens measured."""
+    found: dict[str, Any] = {}
+    for name, rows in curve.items():
+        needed = {s: tokens_for(rows, s) for s in STATISTICS}
+        mine, fewest = needed["likelihood"], float(EDGES[0])
+        start = rows[str(EDGES[0])] if str(EDGES[0]) in rows else None
+        at_once = mine is None and start not in (None, "too small") and start["likelihood"] >= LEVEL
+        ratios = {
+            s: None if needed[s] is None else needed[s] / (fewest if at_once else mine)
+            for s in STATISTICS[1:]
+            if at_once or mine is not None
+        }
+        found[name] = {"tokens": needed, "ratio": ratios, "at_least": at_once}
+    return found
+
+
+def targets(curve: Mapping[str, Any], intervals: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the interval's lower end is at least 0.99 where the issue asks for it."""
+    found = {}
+    for name, tokens in {**TARGETS, **HELD_TARGETS}.items():
+        row = curve.get(name, {}).get(str(tokens))
+        if row in (None, "too small"):
+            continue
+        low = intervals[name][str(tokens)][0]
+        found[name] = {"tokens": tokens, "pauc": row["likelihood"], "lower": low, "reached": low >= 0.99}
+    return found
