@@ -1,33 +1,43 @@
 """Activation-DiFR against TOPLOC: how many tokens and bytes it takes to find a deviation of the forward pass.
 
 usage: fingerprints.py collect --models DIR --out DIR [--device cuda]   run the models; leaves OUT/fingerprints.npz
-       fingerprints.py evaluate OUT/fingerprints.npz                    tables, on a CPU, from what `collect` left
+       fingerprints.py measure [--h200 FILE] [--cpu FILE]   score what `collect` left there, and write the figures
+       fingerprints.py --check | --write-docs               recompute them; write docs/fingerprints.md's tables
 
 The verifier runs tb24m in float32 over recorded vLLM sequences (benchmarks/data/h200_pools.npz), prompt and output
 teacher-forced, and takes the hidden states that produced the first 32 output tokens. Providers run the same tokens in
-bfloat16: two honest stacks, and deviations. Every deviation is simulated by rounding (weights, or keys and values), not
-by a quantized kernel. The smaller model has another hidden size: its provider projects what it has with the matrix for
-its own size, which is the best that it can do without the claimed model.
+bfloat16: honest stacks (and one in float16), and deviations. Every deviation is simulated by rounding (weights, or keys
+and values), not by a quantized kernel. The smaller model has another hidden size: its provider projects what it has
+with the matrix for its own size, which is the best that it can do without the claimed model.
 
-What is kept: 32 coordinates of each hidden state, 160 of the first four (the verifier's in float16; the others'
+What `collect` keeps: 32 coordinates of each hidden state, 160 of the first four (the verifier's in float16; the others'
 differences from it in steps of a sixteenth of their standard deviation), and TOPLOC's three statistics for chunks of 1
-to 32 tokens and top-k 4 to 512.
+to 32 tokens and top-k 4 to 512. `measure` keeps scores alone, beside its results. It takes minutes; without a file it
+computes the figures again from the scores that are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
+import json
+import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import _fingerprint_models as models
-import _fingerprint_tables as tables
+import _results
+from _fingerprint_docs import END, START, block
+from _fingerprint_figures import figures_of
+from _fingerprint_scores import kept
 
+RESULTS = _results.RESULTS / "fingerprints.json"
+DOCS = Path(__file__).parents[1] / "docs" / "fingerprints.md"
 DATA = Path(__file__).parent / "data" / "h200_pools.npz"
 TOKENS = 32
 K = 32
@@ -43,30 +53,88 @@ TOP_KS = (4, 8, 16, 32, 64, 128, 256, 512)
 
 
 def main() -> int:
-    """Exit status 0; errors are raised."""
+    """Exit status: 1 if figures or tables do not follow from the raw results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    collect_ = verbs.add_parser("collect")
-    collect_.add_argument("--models", type=Path, required=True)
-    collect_.add_argument("--prompts", type=Path, default=DATA)
-    collect_.add_argument("--out", type=Path, required=True)
-    collect_.add_argument("--device", default="cpu")
-    collect_.add_argument("--count", type=int, default=2100)
-    collect_.add_argument("--batch", type=int, default=64)
-    collect_.add_argument("--conditions", nargs="+", default=list(models.CONDITIONS))
-    collect_.add_argument("--emulate", action="store_true", help="round float32 to bfloat16: for CPUs without it")
-    evaluate_ = verbs.add_parser("evaluate")
-    evaluate_.add_argument("file", type=Path)
-    evaluate_.add_argument("--calibrate", type=int, default=100, help="prompts that the honest scale is fitted to")
-    evaluate_.add_argument("--brief", action="store_true", help="the main specification only")
+    parser.add_argument("verb", nargs="?", choices=("collect", "measure"))
+    parser.add_argument("--models", type=Path)
+    parser.add_argument("--prompts", type=Path, default=DATA)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", type=int, default=2100)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--conditions", nargs="+", default=list(models.CONDITIONS))
+    parser.add_argument("--emulate", action="store_true", help="round float32 to bfloat16: for CPUs without it")
+    parser.add_argument("--h200", type=Path, help="what collect left on an H200")
+    parser.add_argument("--cpu", type=Path, help="what collect left on a CPU")
+    parser.add_argument("--calibrate", type=int, default=100, help="prompts that the honest scale is fitted to")
+    parser.add_argument("--made", help="how and where, for a file that does not say so itself")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--write-docs", action="store_true")
     args = parser.parse_args()
+    if args.check or args.write_docs:
+        wrong = _results.check(RESULTS, figures) if args.check else []
+        wrong += _docs(write=args.write_docs)
+        print("\n".join(wrong) or "fingerprints: figures and tables follow from the scores")
+        return int(bool(wrong))
     if args.verb == "collect":
+        if not (args.models and args.out):
+            parser.error("collect needs --models and --out")
         collect(args)
+    elif args.verb == "measure":
+        measure(args)
     else:
-        with np.load(args.file, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        tables.show(arrays, args.calibrate, brief=args.brief)
+        parser.error("collect, measure, --check or --write-docs is needed")
     return 0
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Score what `collect` left and write the results; print the figures without the long tables."""
+    raw: dict[str, Any] = _results.read(RESULTS)["raw"] if RESULTS.exists() else {}
+    for name, path in (("h200", args.h200), ("cpu", args.cpu)):
+        if path is None:
+            continue
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        made = str(arrays["made"]) if "made" in arrays else args.made
+        if made is None:
+            raise SystemExit(f"{path}: does not say how it was made: give --made")
+        found, about = kept(arrays, args.calibrate)
+        scores = RESULTS.with_name(f"fingerprints_{name}.npz")
+        np.savez_compressed(scores, **found)
+        source = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size, "made": made}
+        raw[name] = {"scores": scores.name, "sha256": _sha256(scores), "source": source, **about}
+    found = _results.write(RESULTS, raw, figures)
+    long = ("curve", "cheapest", "toploc", "toploc_best", "encodings", "false_positives")
+    print(
+        json.dumps({name: {k: v for k, v in part.items() if k not in long} for name, part in found.items()}, indent=1)
+    )
+
+
+def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that is published, by machine, from the scores that `raw` names."""
+    out = {}
+    for name, about in raw.items():
+        path = RESULTS.with_name(about["scores"])
+        if _sha256(path) != about["sha256"]:
+            raise SystemExit(f"{path.name}: not the file that the results were made from")
+        with np.load(path, allow_pickle=False) as file:
+            out[name] = figures_of({key: file[key] for key in file.files}, about)
+    return out
+
+
+def _docs(*, write: bool) -> list[str]:
+    """Put the tables into docs/fingerprints.md, or say that they are not what the results give."""
+    text = DOCS.read_text()
+    before, rest = text.split(START)
+    old, after = rest.split(END)
+    new = block(_results.read(RESULTS)["figures"])
+    if write:
+        DOCS.write_text(before + START + new + END + after)
+    return [] if write or old == new else ["docs/fingerprints.md: the tables are not the results': run --write-docs"]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def collect(args: argparse.Namespace) -> None:
@@ -85,7 +153,7 @@ def collect(args: argparse.Namespace) -> None:
         return Projector(spec, states.device).project(states.flatten(0, 1)).reshape(*states.shape[:2], WIDE_K)
 
     mine = projected(own)
-    arrays: dict[str, Any] = {"chunks": CHUNKS, "top_ks": TOP_KS, "hidden_size": own.shape[2]}
+    arrays: dict[str, Any] = {"chunks": CHUNKS, "top_ks": TOP_KS, "hidden_size": own.shape[2], "made": _made(args)}
     arrays["own"], arrays["wide/own"] = (part.half().cpu().numpy() for part in _kept(mine))
     print("matrix SHA-256", matrix_digest(SEED, K, own.shape[2]), "torch", torch.__version__, flush=True)
     for name in args.conditions:
@@ -101,6 +169,18 @@ def collect(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(args.out / "fingerprints.npz", **arrays)
     print("wrote", args.out / "fingerprints.npz", (args.out / "fingerprints.npz").stat().st_size, "bytes")
+
+
+def _made(args: argparse.Namespace) -> str:
+    """How and where this run was made."""
+    import torch
+    import transformers
+
+    cuda = str(args.device).startswith("cuda")
+    machine = torch.cuda.get_device_name() if cuda else platform.machine() + " CPU"
+    emulated = ", bfloat16 emulated in float32" if args.emulate else ""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"fingerprints.py collect --device {args.device} at {_results.COMMIT[:7]}, {machine}{emulated}, {versions}"
 
 
 def _kept(values: Any) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ def block(results: Path) -> str:
     """The Markdown between the markers."""
     replay = _figures(results / "token_difr_cpu.json")
     audits = _figures(results / "audits_cpu.json")
+    prints = _figures(results / "fingerprints.json")["h200"]
     matches = replay["exact_match"]
     added, memory = replay["noise_and_scores_over_forward"], replay["peak_memory_over_forward"]
     lowest = min(matches, key=lambda name: matches[name])
@@ -47,12 +48,48 @@ def block(results: Path) -> str:
             f"honest audits for which a cause would be named, of {audits['honest_named_audits']}",
             "{:.1%} (95 % interval {:.1%} to {:.1%})".format(audits["honest_named"], *audits["honest_named_interval"]),
         ),
+        *_fingerprints(prints),
     ]
     lines = ["| figure | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
     verdicts, causes = audits["verdicts"], audits["diagnoses"]
     lines += ["", "| provider, 40 to 60 sequences of 300 tokens, alpha 0.01 | verdict | cause named |", "|---|---|---|"]
     lines += [f"| {name} | {verdicts[name]} | {_cause(causes[name])} |" for name in verdicts]
     return "\n".join(lines) + "\n"
+
+
+def _fingerprints(found: dict[str, Any]) -> list[tuple[str, str]]:
+    int4, low, high = found["curve"]["int4"]["2"], *found["false_positive_interval"]
+    saved = {name: rows["2"] for name, rows in found["cheapest"].items()}
+    return [
+        (
+            f"fingerprints of activations (H200), {found['bytes_per_token']:g} bytes per token: AUC for int4 weights "
+            "(simulated) from 2 tokens",
+            f"{int4['auc']:.4f} (95 % interval from {int4['auc_95'][0]:.4f})",
+        ),
+        (
+            "tokens until that fingerprint's AUC is 0.999, by deviation (simulated)",
+            ", ".join(f"{name} {_tokens(tokens)}" for name, tokens in found["tokens_to_auc_999"].items()),
+        ),
+        (
+            "bytes that the cheapest fingerprint of 2 tokens saves over the cheapest TOPLOC proof at AUC 0.999 "
+            "(* at TOPLOC's best AUC, which is less)",
+            ", ".join(f"{name} {_share(row)}" for name, row in saved.items()),
+        ),
+        (
+            f"honest fingerprints called deviating at alpha {found['alpha']:g}, four stacks pooled, worst of 1 to 32 "
+            "tokens",
+            f"{found['false_positive_rate']:.2%} (95 % interval {low:.2%} to {high:.2%})",
+        ),
+    ]
+
+
+def _tokens(value: int | None) -> str:
+    return "over 32" if value is None else str(value)
+
+
+def _share(row: dict[str, Any]) -> str:
+    star = "" if row["toploc_reaches"] else "*"
+    return "not reached" + star if row["saved"] is None else f"{row['saved']:.0%}{star}"
 
 
 def _cause(value: Any) -> str:

@@ -1,0 +1,118 @@
+"""The tables of docs/fingerprints.md, from the figures of fingerprints.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from _fingerprint_figures import TARGET
+from _fingerprint_scores import TOKENS
+
+START = "<!-- tables: written by benchmarks/fingerprints.py --write-docs -->\n"
+END = "<!-- end of tables -->"
+MACHINES = {"h200": "H200", "cpu": "CPU, bfloat16 emulated"}
+NAMES = {
+    "int4": "int4 weights",
+    "int8": "int8 weights",
+    "fp8": "fp8 weights",
+    "kv_fp8": "fp8 KV cache",
+    "low_rank": "low-rank change of 1 %",
+    "tb7m": "smaller model",
+}
+STACKS = {
+    "pooled": "pooled, stacks in turn",
+    "honest": "bfloat16, SDPA, batches of 64",
+    "honest_eager": "bfloat16, eager, batches of 7",
+    "honest_one": "bfloat16, SDPA, one by one",
+    "honest_half": "float16, SDPA, batches of 64",
+}
+HEADER = "|  | " + " | ".join(f"{t} token{'s' if t > 1 else ''}" for t in TOKENS) + " |"
+RULE = "|---|" + "---|" * len(TOKENS)
+
+
+def block(figures: Mapping[str, Any]) -> str:
+    """The Markdown between the markers."""
+    lines: list[str] = []
+    for name, found in figures.items():
+        small = f"; fewer than 2,000, so **too small** to tell {TARGET} from 1" if found["too_small"] else ""
+        lines += [f"### {MACHINES[name]}: {found['batches']} batches a cell, each of another prompt{small}", ""]
+        lines += _machine(found)
+    return "\n" + "\n".join(lines)
+
+
+def _machine(found: Mapping[str, Any]) -> list[str]:
+    spec = f"`{found['spec']}`, {found['bytes_per_token']:g} bytes per token"
+    lines = [f"AUC (95 % interval over prompts) by tokens used, {spec}:", "", HEADER, RULE]
+    for name, rows in found["curve"].items():
+        cells = [f"{_area(rows[str(t)]['auc'])} ({_span(rows[str(t)]['auc_95'])})" for t in TOKENS]
+        lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    lines += ["", "Standardised partial AUC, false-positive rate up to 1 %, of the same:", "", HEADER, RULE]
+    for name, rows in found["curve"].items():
+        cells = [f"{rows[str(t)]['pauc']:.3f} ({rows[str(t)]['pauc_95'][0]:.3f})" for t in TOKENS]
+        lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    lines += ["", "In brackets: lower end of the 95 % interval.", ""]
+    lines += ["AUC of TOPLOC's best configuration and statistic, top-k 4 to 512, and its bytes per token:", ""]
+    lines += [HEADER, RULE]
+    for name, rows in found["toploc_best"].items():
+        cells = [f"{_area(rows[str(t)]['auc'])} [{_bytes(rows[str(t)]['bytes_per_token'])}]" for t in TOKENS]
+        lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    return [*lines, "", *_cheapest(found), "", *_false(found), "", *_encodings(found), ""]
+
+
+def _cheapest(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"Bytes per token of the cheapest configuration that reaches AUC {TARGET}, ours / TOPLOC's, and the share "
+        "saved. With *: TOPLOC never reaches it, and both are at TOPLOC's best AUC. "
+        "With -: ours does not reach that level.",
+        "",
+        HEADER,
+        RULE,
+    ]
+    for name, rows in found["cheapest"].items():
+        cells = []
+        for tokens in TOKENS:
+            row = rows[str(tokens)]
+            mine = _bytes(row["ours"]["bytes_per_token"]) if row["ours"] else "-"
+            saved = "" if row["saved"] is None else f" ({row['saved']:.1%})"
+            star = "" if row["toploc_reaches"] else "*"
+            cells.append(f"{mine} / {_bytes(row['toploc']['bytes_per_token'])}{star}{saved}")
+        lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    return lines
+
+
+def _false(found: Mapping[str, Any]) -> list[str]:
+    lines = ["Honest batches called deviating, held out, by alpha (largest and smallest over 1 to 32 tokens):", ""]
+    lines += ["| honest stack | 0.01 | 0.05 |", "|---|---|---|"]
+    rows = found["false_positives"]
+    for stack in rows[str(TOKENS[0])]:
+        cells = []
+        for alpha in ("0.01", "0.05"):
+            items = sorted((rows[str(t)][stack][alpha] for t in TOKENS), key=lambda item: item["rate"])
+            low, high = items[-1]["interval"]
+            cells.append(f"{items[-1]['rate']:.2%} ({low:.2%} to {high:.2%}), {items[0]['rate']:.2%}")
+        known = stack.removeprefix("unknown ")
+        told = STACKS[known] + ("" if known == stack else ", absent from the calibration")
+        lines.append(f"| {told} | {' | '.join(cells)} |")
+    return lines
+
+
+def _encodings(found: Mapping[str, Any]) -> list[str]:
+    names = [name for name in NAMES if name in found["curve"]]
+    lines = ["AUC of encodings at about 4 bytes per token, at 2 tokens:", ""]
+    lines += [f"| encoding | bytes | {' | '.join(NAMES[n] for n in names)} |", "|---|---|" + "---|" * len(names)]
+    for label, row in found["encodings"].items():
+        cells = [_area(row["auc"][name]["2"]) for name in names]
+        lines.append(f"| {label} | {row['bytes_per_token']:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def _area(value: float) -> str:
+    return "1" if value == 1 else f"{value:.4f}"
+
+
+def _span(interval: list[float]) -> str:
+    return f"{_area(interval[0])} to {_area(interval[1])}"
+
+
+def _bytes(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"

@@ -1,0 +1,233 @@
+"""From what `collect` of benchmarks/fingerprints.py left to the scores that are kept in the repository.
+
+Everything but the main specification is kept as cells: honest and deviating scores sorted together, as counts of
+[honest, deviating] scores at each level. Neighbouring scores of one kind share a level, which changes no ROC curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from veridifr.fingerprints import FingerprintSpec, Intervals, combine, fit_scale, ratios, to_codes, to_intervals
+
+Arrays = Mapping[str, Any]
+STACKS = ("honest", "honest_eager", "honest_one", "honest_half")
+CLAIMED = STACKS[:3]
+"""Honest stacks of the claimed type, bfloat16: curves are against these in turn. float16 is much nearer to float32."""
+TOKENS = (1, 2, 4, 8, 16, 32)
+STATISTICS = ("mismatches", "mean", "median", "combined")
+HIDDEN = 384
+"""Hidden size stated in the specifications: a spec's arithmetic on projected coordinates does not depend on it."""
+
+
+def spec_of(encoding: str, k: int, step: int = -4) -> FingerprintSpec:
+    """A specification with one tap, and a step of 2^step where the encoding is wrapped."""
+    steps = (step,) if encoding.startswith("wrapped") else ()
+    return FingerprintSpec(seed=7, hidden_size=HIDDEN, k=k, encoding=encoding, step_log2=steps)
+
+
+MAIN = spec_of("wrapped2", 16, -4)
+"""Chosen from a pilot on a CPU with other error sizes, before any of the H200's data."""
+SWEEP = [
+    *[spec_of("wrapped1", k, -1) for k in (4, 8)],
+    *[spec_of("wrapped1", k, -2) for k in (4, 8)],
+    *[spec_of("wrapped1", k, -3) for k in (4, 8)],
+    *[spec_of("wrapped2", k, -4) for k in (4, 8, 16)],
+    spec_of("wrapped2", 32, -5),
+    *[spec_of("wrapped2", k, -5) for k in (64, 160)],
+]
+"""Searched for the cheapest that reaches a given power, with all tokens or every 2nd, 4th, ... carrying coordinates."""
+ENCODINGS = [
+    spec_of("float32", 1),
+    spec_of("bfloat16", 2),
+    spec_of("scaled8", 3),
+    spec_of("scaled4", 6),
+    spec_of("scaled2", 12),
+    spec_of("sign", 32),
+    spec_of("wrapped4", 8, -6),
+    spec_of("wrapped3", 10, -5),
+    MAIN,
+    spec_of("wrapped1", 32, -4),
+]
+"""Encodings at about 4 bytes per token."""
+ENCODING_TOKENS = 8
+
+
+def label(spec: FingerprintSpec, every: int = 1) -> str:
+    """How a specification is named in the results."""
+    step = f" step 2^{spec.step_log2[0]}" if spec.wrapped else ""
+    return f"{spec.encoding} k={spec.k}{step}" + (f" every {every}" if every > 1 else "")
+
+
+def cell_bytes(spec: FingerprintSpec, every: int, tokens: int) -> int:
+    """Payload bytes of one batch of `tokens` tokens."""
+    entries = -(-tokens // every)
+    return -(-entries * spec.k * spec.bits // 8) + (entries if spec.scaled else 0)
+
+
+class Collected:
+    """What `collect` left, cut into prompts that calibrate and prompts that are judged."""
+
+    def __init__(self, arrays: Arrays, calibrate: int) -> None:
+        self.arrays, self.calibrate = arrays, calibrate
+        self.count = len(arrays["own"]) - calibrate
+        names = [key.split("/", 1)[1] for key in arrays if key.startswith("error/")]
+        self.stacks = [name for name in STACKS if name in names]
+        self.claimed = [name for name in CLAIMED if name in names]
+        self.deviations = [name for name in names if name not in STACKS]
+
+    def fit(self, spec: FingerprintSpec) -> Any:
+        """The honest scale of the calibrating prompts, all stacks of the claimed type together."""
+        rows = slice(0, self.calibrate)
+        own = self._own(spec, rows).reshape(-1, spec.k)
+        parts = [self._intervals(spec, self._values(spec, name, rows)) for name in self.claimed]
+        pooled = Intervals(
+            low_FK=np.concatenate([part.low_FK for part in parts]),
+            high_FK=np.concatenate([part.high_FK for part in parts]),
+            period_K=parts[0].period_K,
+        )
+        return fit_scale(pooled, np.concatenate([own] * len(parts)), most=10**6)
+
+    def ratios(self, spec: FingerprintSpec, name: str, scale: Any, tokens: int = 32) -> Any:
+        """Log-likelihood ratios [judged prompts, tokens, multiples]; "turn" is the honest stacks in turn."""
+        rows = slice(self.calibrate, None)
+        own = self._own(spec, rows)[:, :tokens]
+        if name == "turn":
+            stacks = np.stack([self._values(spec, stack, rows) for stack in self.claimed])
+            values = self.turn(stacks)
+        else:
+            values = self._values(spec, name, rows)
+        intervals = self._intervals(spec, values[:, :tokens])
+        found = ratios(intervals, own.reshape(-1, spec.k), scale)
+        return found.reshape(*own.shape[:2], -1)
+
+    def turn(self, stacks: Any) -> Any:
+        """One stack's row for each prompt, the claimed stacks taking turns."""
+        rows = np.arange(stacks.shape[1])
+        return stacks[rows % len(stacks), rows]
+
+    def toploc(self, name: str, chunk: int, top_k: int) -> dict[str, Any]:
+        """TOPLOC's statistics of the judged prompts. `combined` counts a mismatched exponent as a binade (128)."""
+        top = int(self.arrays["top_ks"][top_k])
+        wrong, mean, median = (
+            self.arrays[f"toploc/{name}/{part}"][chunk, top_k, self.calibrate :].astype(float)
+            for part in ("mismatches", "means", "medians")
+        )
+        mean = np.where(wrong == top, 128.0, mean)
+        combined = (wrong * 128 + mean * (top - wrong)) / top
+        return {"mismatches": wrong, "mean": mean, "median": median, "combined": combined}
+
+    def _wide(self, spec: FingerprintSpec) -> str:
+        return "wide/" if spec.k > self.arrays["own"].shape[2] else ""
+
+    def _own(self, spec: FingerprintSpec, rows: slice) -> Any:
+        return self.arrays[f"{self._wide(spec)}own"][rows, :, : spec.k].astype(np.float32)
+
+    def _values(self, spec: FingerprintSpec, name: str, rows: slice) -> Any:
+        error = self.arrays[f"{self._wide(spec)}error/{name}"][rows, :, : spec.k]
+        return self._own(spec, rows) + error * np.float32(self.arrays[f"step/{name}"])
+
+    def _intervals(self, spec: FingerprintSpec, values: Any) -> Intervals:
+        return to_intervals(spec, 0, to_codes(spec, 0, values.reshape(-1, spec.k)))
+
+
+def kept(arrays: Arrays, calibrate: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays to keep, and what the results file says of them."""
+    source = Collected(arrays, calibrate)
+    scale = source.fit(MAIN)
+    cells = dict(_all_cells(source))
+    counts = list(cells.values())
+    found = {
+        **_main(source, scale),
+        "counts": np.concatenate(counts).astype(np.uint16),
+        "ends": np.cumsum([len(part) for part in counts]).astype(np.int32),
+    }
+    about = {
+        "spec": label(MAIN),
+        "bytes_per_token": MAIN.bytes_per_token(),
+        "calibrating_prompts": calibrate,
+        "batches": source.count,
+        "sigma": scale.sigma,
+        "spread": scale.spread,
+        "deviations": source.deviations,
+        "stacks": source.stacks,
+        "claimed": source.claimed,
+        "error_per_coordinate": {
+            name: round(float(arrays[f"step/{name}"]) * 16, 5) for name in source.stacks + source.deviations
+        },
+        "cells": list(cells),
+    }
+    return found, about
+
+
+def _main(source: Collected, scale: Any) -> dict[str, Any]:
+    """Ranks of the main specification's scores among all conditions', [tokens, prompts] for each, in prompt order."""
+    names = source.stacks + source.deviations
+    scores = []
+    for name in names:
+        values = source.ratios(MAIN, name, scale)
+        scores.append(np.stack([combine(values[:, :tokens].sum(axis=1)) for tokens in TOKENS]))
+    stacked = np.stack(scores, axis=1)  # [tokens, conditions, prompts]
+    ranks = np.stack([rankdata(row, method="dense").reshape(row.shape) - 1 for row in stacked])
+    return {f"main/{name}": ranks[:, i].astype(np.uint16) for i, name in enumerate(names)}
+
+
+def _all_cells(source: Collected) -> Iterator[tuple[str, Any]]:
+    yield from _toploc_cells(source)
+    for spec in SWEEP:
+        yield from _spec_cells(source, spec, 32, sparse=True)
+    for spec in ENCODINGS:
+        if spec not in SWEEP:
+            yield from _spec_cells(source, spec, ENCODING_TOKENS, sparse=False)
+
+
+def _spec_cells(source: Collected, spec: FingerprintSpec, most: int, *, sparse: bool) -> Iterator[tuple[str, Any]]:
+    scale = source.fit(spec)
+    print(label(spec), scale, flush=True)
+    values = {name: source.ratios(spec, name, scale, most) for name in ("turn", *source.deviations)}
+    for tokens in (n for n in TOKENS if n <= values["turn"].shape[1]):
+        for every in (n for n in TOKENS if n <= tokens and (sparse or n == 1)):
+            totals = {name: combine(part[:, :tokens:every].sum(axis=1)) for name, part in values.items()}
+            size = cell_bytes(spec, every, tokens)
+            for name in source.deviations:
+                key = f"ours|{name}|{tokens}|{size}|{label(spec, every)}"
+                yield key, levels(totals["turn"], totals[name])
+
+
+def _toploc_cells(source: Collected) -> Iterator[tuple[str, Any]]:
+    """Each configuration with the statistic whose AUC is best for this deviation: hindsight, in TOPLOC's favour."""
+    for c, tokens in enumerate(source.arrays["chunks"].tolist()):
+        for t, top_k in enumerate(source.arrays["top_ks"].tolist()):
+            if top_k > tokens * HIDDEN:
+                continue
+            stacks = [source.toploc(name, c, t) for name in source.claimed]
+            for name in source.deviations:
+                theirs = source.toploc(name, c, t)
+                found = {
+                    s: levels(source.turn(np.stack([stack[s] for stack in stacks])), theirs[s]) for s in STATISTICS
+                }
+                best = max(STATISTICS, key=lambda s: area(found[s]))
+                yield f"toploc|{name}|{tokens}|{2 + 2 * top_k}|top-{top_k}, {best}", found[best]
+
+
+def levels(honest_N: Any, deviating_M: Any) -> Any:
+    """Counts [levels, 2] of honest and deviating scores by rising score; neighbouring levels of one kind are joined."""
+    values, places = np.unique(np.concatenate([honest_N, deviating_M]), return_inverse=True)
+    counts = np.stack([
+        np.bincount(places[: len(honest_N)], minlength=len(values)),
+        np.bincount(places[len(honest_N) :], minlength=len(values)),
+    ], axis=1)  # fmt: skip
+    kind = (counts > 0) @ np.array([1, 2])  # 1 honest, 2 deviating, 3 both: a tie, which stays as it is
+    starts = np.concatenate([[True], (kind[1:] != kind[:-1]) | (kind[1:] == 3)])
+    return np.add.reduceat(counts, np.flatnonzero(starts), axis=0)
+
+
+def area(counts: Any) -> float:
+    """Area under the ROC curve of counts by level, ties counting half."""
+    honest, deviating = counts.astype(float).T
+    below = np.cumsum(honest) - honest
+    return float((deviating * (below + honest / 2)).sum() / (honest.sum() * deviating.sum()))
