@@ -6,6 +6,7 @@ Everything but the main specification is kept as cells: honest and deviating sco
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,8 @@ from veridifr.fingerprints import FingerprintSpec, Intervals, combine, fit_scale
 Arrays = Mapping[str, Any]
 STACKS = ("honest", "honest_eager", "honest_one", "honest_half")
 CLAIMED = STACKS[:3]
-"""Honest stacks of the claimed type, bfloat16: curves are against these in turn. float16 is much nearer to float32."""
+"""Honest stacks of the claimed type, bfloat16: curves are against these in turn, one that is identical to another left
+out. float16 is much nearer to float32."""
 TOKENS = (1, 2, 4, 8, 16, 32)
 STATISTICS = ("mismatches", "mean", "median", "combined")
 HIDDEN = 384
@@ -37,8 +39,9 @@ SWEEP = [
     *[spec_of("wrapped1", k, -2) for k in (4, 8)],
     *[spec_of("wrapped1", k, -3) for k in (4, 8)],
     *[spec_of("wrapped2", k, -4) for k in (4, 8, 16)],
-    spec_of("wrapped2", 32, -5),
-    *[spec_of("wrapped2", k, -5) for k in (64, 160)],
+    spec_of("wrapped1", 32, -4),
+    spec_of("wrapped4", 32, -6),
+    *[spec_of("wrapped2", k, -5) for k in (32, 64, 96, 128, 160)],
 ]
 """Searched for the cheapest that reaches a given power, with all tokens or every 2nd, 4th, ... carrying coordinates."""
 ENCODINGS = [
@@ -55,6 +58,8 @@ ENCODINGS = [
 ]
 """Encodings at about 4 bytes per token."""
 ENCODING_TOKENS = 8
+LEAST_KEPT = 0.99
+"""Configurations that skip tokens are kept where their AUC is at least this."""
 
 
 def label(spec: FingerprintSpec, every: int = 1) -> str:
@@ -76,8 +81,13 @@ class Collected:
         self.arrays, self.calibrate = arrays, calibrate
         self.count = len(arrays["own"]) - calibrate
         names = [key.split("/", 1)[1] for key in arrays if key.startswith("error/")]
-        self.stacks = [name for name in STACKS if name in names]
-        self.claimed = [name for name in CLAIMED if name in names]
+        self.identical = {
+            name: first
+            for first, name in itertools.combinations([name for name in STACKS if name in names], 2)
+            if np.array_equal(arrays[f"error/{first}"], arrays[f"error/{name}"])
+        }
+        self.stacks = [name for name in STACKS if name in names and name not in self.identical]
+        self.claimed = [name for name in CLAIMED if name in self.stacks]
         self.deviations = [name for name in names if name not in STACKS]
 
     def fit(self, spec: FingerprintSpec) -> Any:
@@ -104,6 +114,12 @@ class Collected:
         intervals = self._intervals(spec, values[:, :tokens])
         found = ratios(intervals, own.reshape(-1, spec.k), scale)
         return found.reshape(*own.shape[:2], -1)
+
+    def errors(self, name: str, tokens: int) -> Any:
+        """Root mean square of the errors of the first tokens' coordinates, before any encoding, by judged prompt."""
+        levels = self.arrays[f"error/{name}"][self.calibrate :, :tokens].astype(np.float64)
+        found = np.sqrt((levels**2).mean(axis=(1, 2))) * float(self.arrays[f"step/{name}"])
+        return found
 
     def turn(self, stacks: Any) -> Any:
         """One stack's row for each prompt, the claimed stacks taking turns."""
@@ -156,8 +172,10 @@ def kept(arrays: Arrays, calibrate: int) -> tuple[dict[str, Any], dict[str, Any]
         "deviations": source.deviations,
         "stacks": source.stacks,
         "claimed": source.claimed,
+        "identical": source.identical,
         "error_per_coordinate": {
-            name: round(float(arrays[f"step/{name}"]) * 16, 5) for name in source.stacks + source.deviations
+            name: round(float(arrays[f"step/{name}"]) * 16, 5)
+            for name in [*source.stacks, *source.identical, *source.deviations]
         },
         "cells": list(cells),
     }
@@ -178,6 +196,9 @@ def _main(source: Collected, scale: Any) -> dict[str, Any]:
 
 def _all_cells(source: Collected) -> Iterator[tuple[str, Any]]:
     yield from _toploc_cells(source)
+    for tokens, name in itertools.product(TOKENS, source.deviations):
+        turn = source.turn(np.stack([source.errors(stack, tokens) for stack in source.claimed]))
+        yield f"size|{name}|{tokens}|0|size of the error", levels(turn, source.errors(name, tokens))
     for spec in SWEEP:
         yield from _spec_cells(source, spec, 32, sparse=True)
     for spec in ENCODINGS:
@@ -194,8 +215,9 @@ def _spec_cells(source: Collected, spec: FingerprintSpec, most: int, *, sparse: 
             totals = {name: combine(part[:, :tokens:every].sum(axis=1)) for name, part in values.items()}
             size = cell_bytes(spec, every, tokens)
             for name in source.deviations:
-                key = f"ours|{name}|{tokens}|{size}|{label(spec, every)}"
-                yield key, levels(totals["turn"], totals[name])
+                counts = levels(totals["turn"], totals[name])
+                if every == 1 or area(counts) >= LEAST_KEPT:
+                    yield f"ours|{name}|{tokens}|{size}|{label(spec, every)}", counts
 
 
 def _toploc_cells(source: Collected) -> Iterator[tuple[str, Any]]:
