@@ -62,8 +62,8 @@ def _machine(found: Mapping[str, Any]) -> list[str]:
 def _cheapest(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Bytes per token of the cheapest configuration that reaches AUC {TARGET}, ours / TOPLOC's, and the share "
-        "saved. With *: TOPLOC never reaches it, and both are at TOPLOC's best AUC. "
-        "With -: ours does not reach that level.",
+        "saved. \\* TOPLOC never reaches it: both at TOPLOC's best AUC. \\*\\* Ours reaches neither: both at our best "
+        "AUC, in square brackets, with TOPLOC's best.",
         "",
         HEADER,
         RULE,
@@ -72,11 +72,29 @@ def _cheapest(found: Mapping[str, Any]) -> list[str]:
         cells = []
         for tokens in TOKENS:
             row = rows[str(tokens)]
-            mine = _bytes(row["ours"]["bytes_per_token"]) if row["ours"] else "-"
-            saved = "" if row["saved"] is None else f" ({row['saved']:.1%})"
-            star = "" if row["toploc_reaches"] else "*"
-            cells.append(f"{mine} / {_bytes(row['toploc']['bytes_per_token'])}{star}{saved}")
+            weaker = row["best"]["ours"] < min(TARGET, row["best"]["toploc"])
+            star = "**" if weaker else "" if row["toploc_reaches"] else "*"
+            star = star.replace("*", "\\*")
+            aucs = f" [{_area(row['best']['ours'])}, {_area(row['best']['toploc'])}]" if weaker else ""
+            sizes = f"{_bytes(row['ours']['bytes_per_token'])} / {_bytes(row['toploc']['bytes_per_token'])}"
+            cells.append(f"{sizes}{star} ({row['saved']:.0%}){aucs}")
         lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    names = list(found["cheapest"])
+    lines += [
+        "",
+        f"One specification for all deviations: tokens to AUC {TARGET}, and bytes saved there over TOPLOC's cheapest:",
+        "",
+        f"| specification | bytes per token | {' | '.join(NAMES[n] for n in names)} |",
+        "|---|---|" + "---|" * len(names),
+    ]
+    for label, row in found["specs"].items():
+        pairs = [(row["tokens_to_auc_999"][n], row["bytes_saved_over_toploc"][n]) for n in names]
+        cells = ["not in 32" if saved is None else f"{tokens} ({saved:.0%})" for tokens, saved in pairs]
+        lines.append(f"| {label} | {row['bytes_per_token']:g} | {' | '.join(cells)} |")
+    lines += ["", "AUC of the size of the error itself (root mean square of 32 exact coordinates of each token):", ""]
+    lines += [HEADER, RULE]
+    for name, rows in found["auc_of_error_size"].items():
+        lines.append(f"| {NAMES[name]} | {' | '.join(_area(rows[str(t)]) for t in TOKENS)} |")
     return lines
 
 
@@ -93,6 +111,8 @@ def _false(found: Mapping[str, Any]) -> list[str]:
         known = stack.removeprefix("unknown ")
         told = STACKS[known] + ("" if known == stack else ", absent from the calibration")
         lines.append(f"| {told} | {' | '.join(cells)} |")
+    for name, first in found["identical_stacks"].items():
+        lines += ["", f"{STACKS[name]}: bit for bit the same as {STACKS[first]}, so counted once."]
     return lines
 
 

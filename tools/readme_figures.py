@@ -72,7 +72,7 @@ def _fingerprints(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "bytes that the cheapest fingerprint of 2 tokens saves over the cheapest TOPLOC proof at AUC 0.999 "
-            "(* at TOPLOC's best AUC, which is less)",
+            "(* at the best AUC that both reach, which is less)",
             ", ".join(f"{name} {_share(row)}" for name, row in saved.items()),
         ),
         (
@@ -88,8 +88,7 @@ def _tokens(value: int | None) -> str:
 
 
 def _share(row: dict[str, Any]) -> str:
-    star = "" if row["toploc_reaches"] else "*"
-    return "not reached" + star if row["saved"] is None else f"{row['saved']:.0%}{star}"
+    return f"{row['saved']:.0%}" + ("" if row["toploc_reaches"] and row["ours_reaches"] else "*")
 
 
 def _cause(value: Any) -> str:
