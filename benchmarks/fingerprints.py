@@ -153,9 +153,11 @@ def collect(args: argparse.Namespace) -> None:
         return Projector(spec, states.device).project(states.flatten(0, 1)).reshape(*states.shape[:2], WIDE_K)
 
     mine = projected(own)
-    arrays: dict[str, Any] = {"chunks": CHUNKS, "top_ks": TOP_KS, "hidden_size": own.shape[2], "made": _made(args)}
+    matrix = matrix_digest(SEED, K, own.shape[2])
+    arrays: dict[str, Any] = {"chunks": CHUNKS, "top_ks": TOP_KS, "hidden_size": own.shape[2]}
+    arrays["made"] = _made(args, matrix)
     arrays["own"], arrays["wide/own"] = (part.half().cpu().numpy() for part in _kept(mine))
-    print("matrix SHA-256", matrix_digest(SEED, K, own.shape[2]), "torch", torch.__version__, flush=True)
+    print("matrix SHA-256", matrix, "torch", torch.__version__, flush=True)
     for name in args.conditions:
         theirs = models.hidden(args, name, sequences, TOKENS)
         error = projected(theirs) - mine
@@ -171,7 +173,7 @@ def collect(args: argparse.Namespace) -> None:
     print("wrote", args.out / "fingerprints.npz", (args.out / "fingerprints.npz").stat().st_size, "bytes")
 
 
-def _made(args: argparse.Namespace) -> str:
+def _made(args: argparse.Namespace, matrix: str) -> str:
     """How and where this run was made."""
     import torch
     import transformers
@@ -180,7 +182,8 @@ def _made(args: argparse.Namespace) -> str:
     machine = torch.cuda.get_device_name() if cuda else platform.machine() + " CPU"
     emulated = ", bfloat16 emulated in float32" if args.emulate else ""
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"fingerprints.py collect --device {args.device} at {_results.COMMIT[:7]}, {machine}{emulated}, {versions}"
+    made = f"fingerprints.py collect --device {args.device} at {_results.COMMIT[:7]}, {machine}{emulated}, {versions}"
+    return f"{made}, matrix SHA-256 {matrix}"
 
 
 def _kept(values: Any) -> tuple[Any, Any]:

@@ -59,6 +59,11 @@ def block(results: Path) -> str:
 
 def _fingerprints(found: dict[str, Any]) -> list[tuple[str, str]]:
     int4, low, high = found["curve"]["int4"]["2"], *found["false_positive_interval"]
+    judged = found["false_positives"].values()
+    unknown = max(
+        rates["0.01"]["rate"] for rows in judged for name, rates in rows.items() if name.startswith("unknown")
+    )
+    stacks = [name for name in found["false_positives"]["1"] if name.startswith("honest")]
     saved = {name: rows["2"] for name, rows in found["cheapest"].items()}
     return [
         (
@@ -76,9 +81,10 @@ def _fingerprints(found: dict[str, Any]) -> list[tuple[str, str]]:
             ", ".join(f"{name} {_share(row)}" for name, row in saved.items()),
         ),
         (
-            f"honest fingerprints called deviating at alpha {found['alpha']:g}, four stacks pooled, worst of 1 to 32 "
-            "tokens",
-            f"{found['false_positive_rate']:.2%} (95 % interval {low:.2%} to {high:.2%})",
+            f"honest fingerprints called deviating at alpha {found['alpha']:g}, {len(stacks)} stacks pooled, worst of 1 to "
+            "32 tokens",
+            f"{found['false_positive_rate']:.2%} (95 % interval {low:.2%} to {high:.2%}); on a stack that the "
+            f"calibration lacks up to {unknown:.1%}",
         ),
     ]
 
