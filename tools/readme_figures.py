@@ -81,8 +81,8 @@ def _fingerprints(found: dict[str, Any]) -> list[tuple[str, str]]:
             ", ".join(f"{name} {_share(row)}" for name, row in saved.items()),
         ),
         (
-            f"honest fingerprints called deviating at alpha {found['alpha']:g}, {len(stacks)} stacks pooled, worst of 1 to "
-            "32 tokens",
+            f"honest fingerprints called deviating at alpha {found['alpha']:g}, {len(stacks)} stacks pooled, worst of "
+            "1 to 32 tokens",
             f"{found['false_positive_rate']:.2%} (95 % interval {low:.2%} to {high:.2%}); on a stack that the "
             f"calibration lacks up to {unknown:.1%}",
         ),
