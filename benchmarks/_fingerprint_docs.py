@@ -34,7 +34,7 @@ def block(figures: Mapping[str, Any]) -> str:
     """The Markdown between the markers."""
     lines: list[str] = []
     for name, found in figures.items():
-        small = f"; fewer than 2,000, so **too small** to tell {TARGET} from 1" if found["too_small"] else ""
+        small = " (too small for more than a comparison)" if found["too_small"] else ""
         lines += [f"### {MACHINES[name]}: {found['batches']} batches a cell, each of another prompt{small}", ""]
         lines += _machine(found)
     return "\n" + "\n".join(lines)
@@ -46,6 +46,8 @@ def _machine(found: Mapping[str, Any]) -> list[str]:
     for name, rows in found["curve"].items():
         cells = [f"{_area(rows[str(t)]['auc'])} ({_span(rows[str(t)]['auc_95'])})" for t in TOKENS]
         lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    if found["too_small"]:
+        return [*lines, ""]
     lines += ["", "Standardised partial AUC, false-positive rate up to 1 %, of the same:", "", HEADER, RULE]
     for name, rows in found["curve"].items():
         cells = [f"{rows[str(t)]['pauc']:.3f} ({rows[str(t)]['pauc_95'][0]:.3f})" for t in TOKENS]
@@ -105,7 +107,11 @@ def _false(found: Mapping[str, Any]) -> list[str]:
     for stack in rows[str(TOKENS[0])]:
         cells = []
         for alpha in ("0.01", "0.05"):
-            items = sorted((rows[str(t)][stack][alpha] for t in TOKENS), key=lambda item: item["rate"])
+            items = [rows[str(t)][stack][alpha] for t in TOKENS]
+            if items[0]["rate"] is None:
+                cells.append("too few prompts")
+                continue
+            items.sort(key=lambda item: item["rate"])
             low, high = items[-1]["interval"]
             cells.append(f"{items[-1]['rate']:.2%} ({low:.2%} to {high:.2%}), {items[0]['rate']:.2%}")
         known = stack.removeprefix("unknown ")

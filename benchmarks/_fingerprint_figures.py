@@ -53,7 +53,7 @@ def figures_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str,
     cheapest = {name: {str(t): _cheapest(ours, theirs, name, t) for t in TOKENS} for name in names}
     specs = _specs(ours, cheapest)
     false = _false_positives(arrays, about["stacks"])
-    worst = max(TOKENS, key=lambda t: false[str(t)]["pooled"]["0.01"]["rate"])
+    worst = max(TOKENS, key=lambda t: false[str(t)]["pooled"]["0.01"]["rate"] or 0.0)
     found = {
         "spec": about["spec"],
         "bytes_per_token": about["bytes_per_token"],
@@ -247,11 +247,16 @@ def _p_values(judged_N: Any, nulls: list[Any]) -> Any:
 
 
 def _rates(p_N: Any) -> dict[str, Any]:
-    counts = {f"{alpha:g}": int((p_N <= alpha).sum()) for alpha in ALPHAS}
-    return {
-        alpha: {"rate": count / len(p_N), "interval": list(clopper_pearson(count, len(p_N)))}
-        for alpha, count in counts.items()
-    }
+    """Shares of p-values up to each alpha; None where half of the prompts are too few for a p-value that small."""
+    found: dict[str, Any] = {}
+    for alpha in ALPHAS:
+        count = int((p_N <= alpha).sum())
+        possible = 1 / (1 + len(p_N) // 2) <= alpha
+        found[f"{alpha:g}"] = {
+            "rate": count / len(p_N) if possible else None,
+            "interval": list(clopper_pearson(count, len(p_N))) if possible else None,
+        }
+    return found
 
 
 def _targets(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,6 +277,6 @@ def _targets(found: Mapping[str, Any]) -> dict[str, Any]:
         "auc_99_in_8_tokens": {n: {"auc": value, "reached": value > 0.99} for n, value in hardest.items()},
         "false_positives": {
             "rate": found["false_positive_rate"],
-            "reached": found["false_positive_rate"] <= found["alpha"],
+            "reached": found["false_positive_rate"] is not None and found["false_positive_rate"] <= found["alpha"],
         },
     }

@@ -102,7 +102,8 @@ def measure(args: argparse.Namespace) -> None:
         scores = RESULTS.with_name(f"fingerprints_{name}.npz")
         np.savez_compressed(scores, **found)
         source = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size, "made": made}
-        raw[name] = {"scores": scores.name, "sha256": _sha256(scores), "source": source, **about}
+        kept_as = {"scores": scores.name, "sha256": _sha256(scores), "scored_at": _results.COMMIT}
+        raw[name] = {**kept_as, "source": source, **about}
     found = _results.write(RESULTS, raw, figures)
     long = ("curve", "cheapest", "toploc", "toploc_best", "encodings", "false_positives")
     print(
