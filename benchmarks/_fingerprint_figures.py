@@ -78,7 +78,7 @@ def figures_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str,
         "toploc_best": {name: {str(t): _toploc_best(theirs, name, t) for t in TOKENS} for name in names},
         "encodings": _encodings(ours, names),
     }
-    return {**found, "targets": _targets(found)}
+    return {**found, "targets": "too small" if found["too_small"] else _targets(found)}
 
 
 def _cells(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
