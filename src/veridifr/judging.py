@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr import stats
-from veridifr.calibration import Calibration
+from veridifr.calibration import Calibration, scores_at
+from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
 from veridifr.finding import StackResult, TestSummary, Verdict
 from veridifr.requests import Planned
@@ -77,11 +78,11 @@ def honest_scores(items: Sequence[ScoredItem], calibration: Calibration) -> dict
     if not known:
         return {}
     place = int(np.median(known))
-    return {stack.name: tuple(_at(stack.sequences, place, "scores").tolist()) for stack in calibration.stacks}
+    return {stack.name: tuple(scores_at(stack.sequences, place).tolist()) for stack in calibration.stacks}
 
 
 def _score_at(item: ScoredItem, place: int, calibration: Calibration) -> float:
-    return float(calibration.statistic.prefix_scores(item.scores, [calibration.edges[place]])[0])
+    return float(rounded(calibration.statistic.prefix_scores(item.scores, [calibration.edges[place]]))[0])
 
 
 def _test(
@@ -128,8 +129,9 @@ def _power(
 ) -> tuple[float | None, int | None]:
     """Power at the audit's typical length, and how many further sequences reach `POWER`; None where not known."""
     place, count = int(np.median(places_N)), len(places_N)
-    stacks = [_at(stack.sequences, place, "scores") for stack in calibration.stacks]
-    deviating = np.concatenate([_at(stack.sequences, place, "deviating") for stack in calibration.stacks])
+    stacks = [scores_at(stack.sequences, place) for stack in calibration.stacks]
+    detect = calibration.detect_place
+    deviating = np.concatenate([scores_at(stack.sequences, place, detect) for stack in calibration.stacks])
     if not len(deviating) or not all(len(scores) for scores in stacks):
         return None, None
     chance = power(stacks, deviating, count, alpha=alpha, rng=rng).power
@@ -188,8 +190,3 @@ def _strata(
         np.array([sequences[i][place] for i, place in chosen], dtype=np.float64),
         np.array([place for _, place in chosen], dtype=np.int64),
     )
-
-
-def _at(sequences: Sequence[object], place: int, name: str) -> Floats:
-    rows = [getattr(sequence, name) for sequence in sequences]
-    return np.array([row[place] for row in rows if len(row) > place], dtype=np.float64)
