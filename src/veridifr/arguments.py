@@ -82,6 +82,19 @@ def _audit(command: argparse.ArgumentParser) -> None:
         help="check first that the seeds are those issued from this secret",
     )
     command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
+    command.add_argument(
+        "--sequential",
+        action="store_true",
+        help="look sequence by sequence and stop once decided; files of later purchases are given after the first",
+    )
+    command.add_argument(
+        "--seed", type=_whole, default=0, metavar="N", help="of the lots and the sequential order (default 0)"
+    )
+    command.add_argument(
+        "--never-give-up",
+        action="store_true",
+        help="with --sequential: look on for small deviations, and for those on a part of the requests",
+    )
     _outputs(command)
     _quiet(command)
 
@@ -162,6 +175,12 @@ def _secret_file(command: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not re.fullmatch(r"[1-9][0-9]{0,5}", text):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 0")
     return int(text)
 
 

@@ -57,12 +57,14 @@ def _line(error: BaseException) -> str:
 
 def _audit(given: argparse.Namespace) -> int:
     from veridifr.auditing import Sources, audit
+    from veridifr.betting import Sequential
     from veridifr.calibration_io import read_calibration
     from veridifr.replay import Replayer
-    from veridifr.traces import digest_file, engine_from_dict, read_requests, read_trace_files
+    from veridifr.traces import digest_file, engine_from_dict, read_batches, read_requests
 
     _writable(given.json, given.report, given.resume)
-    traces = read_trace_files(given.traces)
+    batches = read_batches(given.traces)
+    traces = [trace for batch in batches for trace in batch]
     requests = read_requests(given.requests) if given.requests else None
     engine = engine_from_dict(_json_argument("--engine", given.engine)) if given.engine else None
     commitment = cli_seeds.commitment_of(given.seed_secret_file, traces if requests is None else requests)
@@ -81,6 +83,10 @@ def _audit(given: argparse.Namespace) -> int:
             calibration=(given.calibration.name, digest),
             seed_commitment=commitment,
         ),
+        seed=given.seed,
+        sequential=Sequential(seed=given.seed, batches=tuple(map(len, batches)), give_up=not given.never_give_up)
+        if given.sequential
+        else False,
     )
     _publish(given, [finding], "Inference audit")
     return STATUS[finding.verdict]
