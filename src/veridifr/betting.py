@@ -122,7 +122,7 @@ class Simulation:
         """
         n = min(n, _LONGEST)
         rng = np.random.default_rng([n, 0 if effect is None else effect + 1])
-        draws = int(np.clip(60_000 // n, 200, 1000))
+        draws = int(np.clip(30_000 // n, 200, 600))
         pool = np.concatenate(self.honest)
         audited_DN = pool[rng.integers(0, len(pool), size=(draws, n))]
         if effect is not None:
@@ -146,6 +146,8 @@ class Simulation:
 
     def floor(self, ranks: Sequence[Floats], bets: stats.Bets, alpha: float) -> float:
         """The largest floor that leaves `FLOOR_POWER`; 0 where there is none."""
+        if self.run(ranks, bets, stats.Bounds(alpha=alpha)).power < FLOOR_POWER:
+            return 0.0
         low, high = 0, len(_FLOORS)
         while high - low > 1:
             middle = (low + high) // 2

@@ -204,15 +204,15 @@ def _sequential(calibration: Calibration, place: int, effect: int, aim: Aim) -> 
     if not informed_at(calibration, [place]):
         return None
     low, high, before = 1, 2, 0.0
-    while (power := trial.run(high).power) < aim.power:
+    while (power := trial.power(high)) < aim.power:
         if high == _MOST_SEQUENTIAL or (high > _SATURATES and power < before + 0.01):
             return None
         low, high, before = high, min(2 * high, _MOST_SEQUENTIAL), power
     while high - low > max(1, high // 20):
         middle = (low + high) // 2
-        low, high = (low, middle) if trial.run(middle).power >= aim.power else (middle, high)
+        low, high = (low, middle) if trial.power(middle) >= aim.power else (middle, high)
     longer = [min(int(factor * high) + 1, _MOST_SEQUENTIAL) for factor in (1.25, 1.5, 2.0)] if trial.give_up else []
-    found = [trial.run(ordered) for ordered in (high, *longer)]
+    found = [trial.plan(ordered) for ordered in (high, *longer)]
     return min((one for one in found if one.power >= aim.power), key=lambda one: one.mean + one.honest_mean)
 
 
@@ -230,11 +230,15 @@ class _Trial:
         """A floor is for the declared deviation: smaller ones and those on a part of the requests take longer."""
         return self.aim.share == 1.0 and self.effect >= self.calibration.detect_place
 
-    def run(self, ordered: int) -> SequentialPlan:
-        settings = Sequential(give_up=self.give_up)
-        test = design(self.calibration, [self.place] * ordered, self.aim.alpha, settings).test
-        bets = test.bets if isinstance(test.bets, stats.Bets) else test.bets[self.place]
-        bounds = stats.Bounds(alpha=self.aim.alpha, floor=test.floor)
+    def power(self, ordered: int) -> float:
+        """The chance of a rejection."""
+        _, bounds, bets = self._fixed(ordered)
+        simulation = simulation_of(self.calibration, self.place)
+        return simulation.run(simulation.ranks(self.effect, ordered, share=self.aim.share), bets, bounds).power
+
+    def plan(self, ordered: int) -> SequentialPlan:
+        """What such audits use."""
+        floor, bounds, bets = self._fixed(ordered)
         simulation = simulation_of(self.calibration, self.place)
         found = simulation.run(simulation.ranks(self.effect, ordered, share=self.aim.share), bets, bounds)
         honest = simulation.run(simulation.ranks(None, ordered), bets, bounds)
@@ -244,8 +248,14 @@ class _Trial:
             percentile_90=int(np.quantile(found.used, 0.9, method="higher")),
             honest_mean=float(honest.used.mean()),
             power=found.power,
-            give_up=test.floor > 0.0,
+            give_up=floor > 0.0,
         )
+
+    def _fixed(self, ordered: int) -> tuple[float, stats.Bounds, stats.Bets]:
+        settings = Sequential(give_up=self.give_up)
+        test = design(self.calibration, [self.place] * ordered, self.aim.alpha, settings).test
+        bets = test.bets if isinstance(test.bets, stats.Bets) else test.bets[self.place]
+        return test.floor, stats.Bounds(alpha=self.aim.alpha, floor=test.floor), bets
 
 
 def _warnings(
@@ -257,9 +267,7 @@ def _warnings(
         found.append(f"Planned with the next smaller stored size, {stored:.3g} times the honest noise.")
     fewest = min(len(scores_at(stack.sequences, p)) for stack in calibration.stacks for p in places)
     if fewest < 30:
-        found.append(
-            f"A stack holds only {fewest} honest sequences of some length: take this as an order of magnitude."
-        )
+        found.append(f"A stack has only {fewest} honest sequences of some length: take this as an order of magnitude.")
     if best is None:
         found.append(
             f"No number of sequences up to {_MOST_FIXED} finds it with power {aim.power:g}: enlarge the calibration, "
