@@ -274,6 +274,12 @@ def _warnings(
             "or audit for a larger deviation."
         )
         return found
+    place = calibration.edges.index(best.tokens)
+    least = max(
+        stats.fewest_sequences(len(scores_at(stack.sequences, place)), aim.alpha) for stack in calibration.stacks
+    )
+    if best.fixed == least:
+        found.append(f"Fewer than {least} sequences give no p-value below {aim.alpha:g}, whatever their scores.")
     if best.fixed is not None and best.fixed > fewest:
         found.append("More sequences than the calibration has of a stack: enlarge it first, its own luck decides much.")
     if multiple < 0.999 * calibration.effects[calibration.detect_place]:

@@ -143,6 +143,13 @@ def test_a_power_of_what_cannot_be_seen_is_said() -> None:
     assert any("A stack has only 12 honest sequences" in warning for warning in found.warnings)
 
 
+def test_the_floor_is_said() -> None:
+    """One sequence beside 60 has 61 arrangements: p is 1/61 at least. Two have 1891."""
+    found = plan(synthetic(null=60, fit=4), "sigma=0.3", Aim(tokens=64))
+    assert found.best is not None and found.best.fixed == 2
+    assert "Fewer than 2 sequences give no p-value below 0.01, whatever their scores." in found.warnings
+
+
 def test_without_fit_scores_only_the_fixed_test_is_planned() -> None:
     found = plan(synthetic(null=100, fit=4), "sigma=0.3", Aim(tokens=64))
     assert found.best is not None and found.best.sequential is None
