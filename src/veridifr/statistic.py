@@ -184,7 +184,9 @@ def _redraw(found: Contenders, tokens: int, sigma: float, rng: np.random.Generat
     first[index[np.unique(rows[index], return_index=True)[1]]] = True
     own_T, noise_T = np.zeros(tokens, dtype=np.float32), np.zeros(tokens, dtype=np.float32)
     own_T[rows[first]], noise_T[rows[first]] = found.scores_M[first], found.noise_M[first]
-    return replace(found, scores_M=found.scores_M - own_T[rows], noise_M=found.noise_M - noise_T[rows], claimed_M=first)
+    return replace(
+        found, scores_M=found.scores_M - own_T[rows], noise_M=found.noise_M - noise_T[rows], claimed_M=first
+    )
 
 
 def _redraw_interval(found: Contenders, sigma: float, rng: np.random.Generator) -> Contenders:
