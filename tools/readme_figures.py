@@ -89,7 +89,7 @@ def _decisions(figures: dict[str, Any]) -> list[str]:
     ratios, cheats = figures["sequential_over_fixed"].values(), figures["selective_cheat_ratio"].values()
     rows = [
         (
-            "honest audits called divergent, the most of the fixed test and four ways to stop, on real sequences and on "
+            "honest audits called divergent, the most of the fixed test and four ways to stop, on real scores and on "
             "a synthetic null (10,000 audits each; no 99.9 % lower bound exceeds alpha)",
             ", ".join(f"{max(values):.2%} at {float(alpha):g}" for alpha, values in rates.items()),
         ),
