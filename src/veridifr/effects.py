@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.scores import Contenders, Scores
-from veridifr.statistic import CAP, LikelihoodRatio, mixed, simulate
+from veridifr.statistic import LikelihoodRatio, simulate
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -51,15 +51,14 @@ def effect_scores(
     tokens = len(scores.status_T)
     drawn = [simulate(scores, size, rng).contenders for size in sizes]
     changed = [_changed(scores.contenders, found, tokens) for found in drawn]
-    ratios, weights_A = statistic.ratios(_together(scores, drawn, changed))
+    ratios, applies_A = statistic.ratios(_together(scores, drawn, changed))
     own, rest = ratios[:tokens], ratios[tokens:]
-    places = np.asarray(edges, dtype=np.int64) - 1
     simulated = np.empty((len(sizes), len(edges)))
     for number, rows in enumerate(changed):
         moved = own.copy()
         moved[rows], rest = rest[: len(rows)], rest[len(rows) :]
-        simulated[number] = _prefixes(moved, places, weights_A)
-    return EffectScores(honest=_prefixes(own, places, weights_A), simulated=simulated)
+        simulated[number] = rounded(statistic.prefixes(moved, applies_A, edges))
+    return EffectScores(honest=rounded(statistic.prefixes(own, applies_A, edges)), simulated=simulated)
 
 
 def surprises(scores: Scores, edges: Sequence[int]) -> Floats:
@@ -72,10 +71,6 @@ def surprises(scores: Scores, edges: Sequence[int]) -> Floats:
     summed_T = np.cumsum(np.where(scores.usable_T, -scores.logprob_T, 0.0))
     places = np.asarray(edges, dtype=np.int64) - 1
     return rounded(summed_T[places] / np.maximum(counted_T[places], 1))
-
-
-def _prefixes(ratios: Floats, places: Rows, weights_A: Floats) -> Floats:
-    return rounded(np.minimum(mixed(np.cumsum(ratios, axis=0)[places], weights_A), CAP))
 
 
 def _changed(before: Contenders, after: Contenders, tokens: int) -> Rows:
