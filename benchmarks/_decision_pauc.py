@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from veridifr.named_statistics import NAMES
+
 Floats = npt.NDArray[np.float64]
 HONEST = ("honest.v1", "honest.v2", "more.v1", "more.v2")
 EDGES = (30, 50, 75, 100, 150, 200, 300)
@@ -17,15 +19,7 @@ PIECES = 6
 """Prompts at most to a batch of the column `prefixes`: a short contiguous piece of each, of at least 50 tokens."""
 TOKENS = (*EDGES, 600, 900, 1200, 1500, 1800)
 SHUFFLED = (30, 100, 300, 600)
-STATISTICS = (
-    "likelihood",
-    "mean_clipped_margin",
-    "finite_clipped_margin",
-    "paper_likelihood",
-    "match_rate",
-    "cross_entropy",
-    "rank",
-)
+STATISTICS = ("likelihood", *NAMES)
 FEWEST_HONEST, FEWEST_DEVIATING = 1000, 200
 MAX_FPR = 0.01
 DRAWS = 200
