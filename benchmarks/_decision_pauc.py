@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from veridifr.named_statistics import NAMES
+
 Floats = npt.NDArray[np.float64]
 HONEST = ("honest.v1", "honest.v2", "more.v1", "more.v2")
 EDGES = (30, 50, 75, 100, 150, 200, 300)
 SEQUENCE = EDGES[-1]
-PREFIX = 50
-"""Tokens of each prompt in the column `prefixes`: many short contiguous pieces in place of one long one."""
+PIECES = 6
+"""Prompts at most to a batch of the column `prefixes`: a short contiguous piece of each, of at least 50 tokens."""
 TOKENS = (*EDGES, 600, 900, 1200, 1500, 1800)
 SHUFFLED = (30, 100, 300, 600)
-STATISTICS = (
-    "likelihood",
-    "mean_clipped_margin",
-    "finite_clipped_margin",
-    "paper_likelihood",
-    "match_rate",
-    "cross_entropy",
-    "rank",
-)
+STATISTICS = ("likelihood", *NAMES)
 FEWEST_HONEST, FEWEST_DEVIATING = 1000, 200
 MAX_FPR = 0.01
 DRAWS = 200
@@ -74,8 +69,8 @@ def curves(arrays: Mapping[str, Any]) -> dict[str, Any]:
     honest = honest[np.random.default_rng(0).permutation(len(honest))]
     names = [key.split("/")[0] for key in arrays if key.endswith("/fit") and key.split("/")[0] not in HONEST]
     found: dict[str, Any] = {}
-    for column, prefix in (("contiguous", SEQUENCE), ("prefixes", PREFIX)):
-        cells = {name: _column(honest, judged(arrays, name), prefix) for name in names}
+    for column, pieces in (("contiguous", 1), ("prefixes", PIECES)):
+        cells = {name: _column(honest, judged(arrays, name), pieces) for name in names}
         found[column] = {name: {t: cell["pauc"] for t, cell in rows.items()} for name, rows in cells.items()}
         found[f"{column}_95"] = {
             name: {t: cell["interval"] for t, cell in rows.items()} for name, rows in cells.items()
@@ -84,9 +79,16 @@ def curves(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _column(honest: Floats, deviating: Floats, prefix: int) -> dict[str, Any]:
+def prefix_of(tokens: int, pieces: int) -> int:
+    """The shortest prefix of at least 50 tokens, at most `pieces` of which make up `tokens`; a whole sequence else."""
+    fit = [edge for edge in EDGES if edge >= 50 and tokens % edge == 0 and tokens <= pieces * edge]
+    return fit[0] if fit else SEQUENCE
+
+
+def _column(honest: Floats, deviating: Floats, pieces: int) -> dict[str, Any]:
     rows = {}
     for tokens in TOKENS:
+        prefix = prefix_of(tokens, pieces)
         pairs = [
             (batches(honest, tokens, s, prefix=prefix), batches(deviating, tokens, s, prefix=prefix)) for s in range(7)
         ]
@@ -129,7 +131,7 @@ def tokens_for(rows: Mapping[str, Any], statistic: str) -> float | None:
     """Tokens at which the curve reaches `LEVEL`, by straight lines in log tokens; None if it doesn't within it."""
     known = [(float(t), row[statistic]) for t, row in rows.items() if row != "too small"]
     known.sort()
-    for (low, below), (high, above) in zip(known, known[1:], strict=False):
+    for (low, below), (high, above) in pairwise(known):
         if below < LEVEL <= above:
             share = (LEVEL - below) / (above - below)
             return float(np.exp(np.log(low) + share * np.log(high / low)))
@@ -143,7 +145,7 @@ def savings(curve: Mapping[str, Any]) -> dict[str, Any]:
     for name, rows in curve.items():
         needed = {s: tokens_for(rows, s) for s in STATISTICS}
         mine, fewest = needed["likelihood"], float(EDGES[0])
-        start = rows[str(EDGES[0])] if str(EDGES[0]) in rows else None
+        start = rows.get(str(EDGES[0]))
         at_once = mine is None and start not in (None, "too small") and start["likelihood"] >= LEVEL
         ratios = {
             s: None if needed[s] is None else needed[s] / (fewest if at_once else mine)

@@ -10,18 +10,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_ndtr
 
 from _audit_cases import ROOT
 from veridifr.calibration import FIT_SHARE, fit_statistic, prompt_digest
 from veridifr.contracts.registry import infer
 from veridifr.evidence import Evidence
+from veridifr.named_statistics import NamedStatistics, fit_named
 from veridifr.references import Reference
 from veridifr.scores import Contenders, Hypothesis, Scores
 from veridifr.scoring import score
@@ -39,15 +39,6 @@ LEFT_OUT = ("honest.v2.plain",)
 """Another sampling setting: another null."""
 EDGES = (30, 50, 75, 100, 150, 200, 300)
 SHUFFLED = (30, 100, 300, 600)
-STATISTICS = (
-    "likelihood",
-    "mean_clipped_margin",
-    "finite_clipped_margin",
-    "paper_likelihood",
-    "match_rate",
-    "cross_entropy",
-    "rank",
-)
 FITTED_SEQUENCES = 800
 """Sequences of the calibration split that sigma, epsilon and the clips are fitted on; all of it informs bets."""
 SIZES = (1.3, 2.0, 4.0, 10.0)
@@ -107,45 +98,27 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def hard_margin(scores: Scores) -> Floats:
-    """The paper's margin: infinite where the reference's own filters leave the claimed token out."""
-    outside_T = scores.contenders.edges_M[scores.contenders.claimed_M] > 0
-    return np.where(outside_T, np.inf, scores.margin_T)
-
-
+@dataclass(frozen=True, eq=False)
 class Fitted:
-    """What is fitted on honest sequences of the calibration split, and the token values of each statistic."""
+    """What is fitted on honest sequences of the calibration split."""
 
-    def __init__(self, fits: Sequence[Scores]) -> None:
-        self.statistic: LikelihoodRatio = fit_statistic(fits)
-        hard = np.concatenate([hard_margin(item) for item in fits])
-        soft = np.concatenate([item.margin_T for item in fits])
-        # The 99.9th percentile, of the finite margins: an infinite clip would clip nothing.
-        self.clip = float(np.quantile(hard[np.isfinite(hard)], 0.999))
-        self.soft_clip = float(np.quantile(soft, 0.999))
+    statistic: LikelihoodRatio
+    others: NamedStatistics
 
-    def tokens(self, scores: Scores) -> Floats:
-        """Values of the additive statistics for each token, float64[T, 6], in the order of `STATISTICS`."""
-        hard_T = hard_margin(scores)
-        behind_T = np.minimum(hard_T, 1e3) / (np.sqrt(2.0) * self.statistic.sigma)
-        return np.column_stack(
-            [
-                np.minimum(hard_T, self.clip),
-                np.minimum(scores.margin_T, self.soft_clip),
-                np.minimum(-log_ndtr(-behind_T), 20.0),
-                ~scores.match_T,
-                -scores.logprob_T,
-                scores.rank_T,
-            ]
-        )
+
+def fitted_on(fits: Sequence[Scores]) -> Fitted:
+    """The likelihood score and the statistics it is compared with."""
+    statistic = fit_statistic(fits)
+    return Fitted(statistic, fit_named(fits, statistic.sigma))
 
 
 def measured(item: tuple[Scores, Fitted]) -> tuple[Floats, Floats, Floats]:
     """Statistics at `EDGES` float32[E, 7], log ratios float16[T, A] and the other token values float32[T, 6]."""
     scores, fitted = item
-    ratios_TA, values_T6 = fitted.statistic.ratios(scores)[0], fitted.tokens(scores)
-    likelihood_E = fitted.statistic.prefix_scores(scores, EDGES)
-    table = np.column_stack([likelihood_E, np.cumsum(values_T6, axis=0)[np.array(EDGES) - 1]])
+    ratios_TA, applies_A = fitted.statistic.ratios(scores)
+    likelihood_E = fitted.statistic.prefixes(ratios_TA, applies_A, EDGES)
+    values_T6 = fitted.others.token_values(scores)
+    table = np.column_stack([likelihood_E, fitted.others.prefix_scores(scores, EDGES)])
     return table.astype(np.float32), ratios_TA.astype(np.float32), values_T6.astype(np.float32)
 
 
@@ -199,8 +172,8 @@ def collect(reference: Reference, pool: Executor, out: Path, limit: int | None) 
     split = {name: np.array([in_calibration(trace) for trace in traces[name]]) for name in traces}
     fits = [s for name in HONEST for s, fit in zip(honest[name], split[name], strict=True) if fit]
     rng = np.random.default_rng(0)
-    fitted = Fitted([fits[i] for i in rng.permutation(len(fits))[:FITTED_SEQUENCES]])
-    print("fitted", fitted.statistic.sigma, fitted.statistic.epsilon, fitted.clip, fitted.soft_clip, flush=True)
+    fitted = fitted_on([fits[i] for i in rng.permutation(len(fits))[:FITTED_SEQUENCES]])
+    print("fitted", fitted.statistic.sigma, fitted.statistic.epsilon, fitted.others, flush=True)
     for name in traces:
         scores = honest.pop(name) if name in honest else replayed(reference, traces[name], pool)
         tables = list(pool.map(measured, [(item, fitted) for item in scores], chunksize=8))
@@ -217,8 +190,8 @@ def collect(reference: Reference, pool: Executor, out: Path, limit: int | None) 
     return {
         "sigma": fitted.statistic.sigma,
         "epsilon": fitted.statistic.epsilon,
-        "clip": fitted.clip,
-        "finite_clip": fitted.soft_clip,
+        "clip": fitted.others.clip,
+        "finite_clip": fitted.others.finite_clip,
         "fitted_sequences": min(FITTED_SEQUENCES, len(fits)),
         "reference": dict(reference.settings),
     }

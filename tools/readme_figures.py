@@ -54,7 +54,57 @@ def block(results: Path) -> str:
     verdicts, causes = audits["verdicts"], audits["diagnoses"]
     lines += ["", "| provider, 40 to 60 sequences of 300 tokens, alpha 0.01 | verdict | cause named |", "|---|---|---|"]
     lines += [f"| {name} | {verdicts[name]} | {_cause(causes[name])} |" for name in verdicts]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_decisions(_figures(results / "decisions.json"))]) + "\n"
+
+
+def _decisions(figures: dict[str, Any]) -> list[str]:
+    """Tokens that a decision takes, and the tests' error rates and sample sizes."""
+    needed = figures["tokens_at_pauc_0.9"]
+    columns = {
+        "likelihood": "veridifr",
+        "mean_clipped_margin": "mean clipped margin",
+        "paper_likelihood": "the paper's likelihood",
+        "match_rate": "match rate",
+    }
+    lines = [
+        "",
+        "Contiguous tokens until the partial AUC (false-positive rate up to 1 %) is 0.9, by statistic, on the same"
+        " evidence; – is not within 1,800:",
+        "",
+        "| deviation | " + " | ".join(columns.values()) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for name in sorted(needed, key=lambda name: (name.startswith("held."), name)):
+        shown = []
+        for statistic in columns:
+            value, row = needed[name][statistic], figures["pauc"][name]["30"]
+            shown.append("under 30" if row[statistic] >= 0.9 else "–" if value is None else f"{value:.0f}")
+        lines.append(f"| {name.removeprefix('held.')} | " + " | ".join(shown) + " |")
+    rates = {
+        alpha: [
+            row["rate"]
+            for null in ("real", "synthetic")
+            for row in figures["false_positive_rate"][null][alpha].values()
+        ]
+        for alpha in figures["false_positive_rate"]["real"]
+    }
+    ratios, cheats = figures["sequential_over_fixed"].values(), figures["selective_cheat_ratio"].values()
+    rows = [
+        (
+            "honest audits called divergent, the most of the fixed test and four ways to stop, on real scores and on "
+            "a synthetic null (10,000 audits each; no 99.9 % lower bound exceeds alpha)",
+            ", ".join(f"{max(values):.2%} at {float(alpha):g}" for alpha, values in rates.items()),
+        ),
+        (
+            "sequences that the sequential test takes, over the smallest fixed number, for five subtle deviations",
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+        ),
+        (
+            "requests to find a cheat on 10 % of them with power 0.9, over the 22 that touch one at all",
+            f"{max(cheats):.1f} times",
+        ),
+    ]
+    return [*lines, "", "| figure | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
 
 
 def _fingerprints(found: dict[str, Any]) -> list[tuple[str, str]]:

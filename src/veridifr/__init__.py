@@ -12,10 +12,12 @@ from veridifr._version import __version__
 
 if TYPE_CHECKING:
     from veridifr.auditing import Sources, audit
+    from veridifr.betting import Sequential
     from veridifr.calibration import Calibration, HonestTraces, calibrate
     from veridifr.calibration_io import read_calibration, write_calibration
     from veridifr.errors import VeridifrError
     from veridifr.finding import Finding, Verdict
+    from veridifr.planning import Aim, Plan, plan
     from veridifr.references import Reference, ReferenceSettings
     from veridifr.references import load as load_reference
     from veridifr.replay import Replayer
@@ -25,10 +27,12 @@ if TYPE_CHECKING:
     from veridifr.traces import from_openai, from_vllm, read_traces, write_traces
 
 _PLACES = {
+    "Aim": "veridifr.planning",
     "Calibration": "veridifr.calibration",
     "EngineRecord": "veridifr.trace",
     "Finding": "veridifr.finding",
     "HonestTraces": "veridifr.calibration",
+    "Plan": "veridifr.planning",
     "Reference": "veridifr.references",
     "ReferenceSettings": "veridifr.references",
     "Replayer": "veridifr.replay",
@@ -36,6 +40,7 @@ _PLACES = {
     "SeedCheck": "veridifr.seeds",
     "SeedIssuer": "veridifr.seeds",
     "SeedReport": "veridifr.seed_use",
+    "Sequential": "veridifr.betting",
     "Sources": "veridifr.auditing",
     "Trace": "veridifr.trace",
     "Verdict": "veridifr.finding",
@@ -47,6 +52,7 @@ _PLACES = {
     "from_vllm": "veridifr.traces",
     "generate_secret": "veridifr.seeds",
     "load_reference": "veridifr.references",
+    "plan": "veridifr.planning",
     "read_calibration": "veridifr.calibration_io",
     "read_secret": "veridifr.seeds",
     "read_traces": "veridifr.traces",
@@ -57,10 +63,12 @@ _PLACES = {
 }
 
 __all__ = [
+    "Aim",
     "Calibration",
     "EngineRecord",
     "Finding",
     "HonestTraces",
+    "Plan",
     "Reference",
     "ReferenceSettings",
     "Replayer",
@@ -68,6 +76,7 @@ __all__ = [
     "SeedCheck",
     "SeedIssuer",
     "SeedReport",
+    "Sequential",
     "Sources",
     "Trace",
     "Verdict",
@@ -80,6 +89,7 @@ __all__ = [
     "from_vllm",
     "generate_secret",
     "load_reference",
+    "plan",
     "read_calibration",
     "read_secret",
     "read_traces",

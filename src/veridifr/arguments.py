@@ -6,6 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
+from veridifr.deviations import MULTIPLES
+
 EPILOG = (
     "exit status: 0 consistent, 1 divergent, 2 usage or unreadable input, 3 undecided, no evidence or unsupported "
     "(or seeds not as issued), 4 an unexpected failure"
@@ -23,6 +25,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(_command(commands, "demo", "audit the four bundled providers"))
     _audit(_command(commands, "audit", "judge traces against a reference and a calibration"))
+    _plan(_command(commands, "plan", "say how many sequences and tokens an audit takes to find a deviation"))
     _calibrate(_command(commands, "calibrate", "learn from honest traces what honest runs look like"))
     _replay(_command(commands, "replay", "run the reference once and keep its evidence in a file"))
     _samplers(_command(commands, "samplers", "list the sampler contracts"))
@@ -82,6 +85,19 @@ def _audit(command: argparse.ArgumentParser) -> None:
         help="check first that the seeds are those issued from this secret",
     )
     command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
+    command.add_argument(
+        "--sequential",
+        action="store_true",
+        help="look sequence by sequence and stop once decided; files of later purchases are given after the first",
+    )
+    command.add_argument(
+        "--seed", type=_whole, default=0, metavar="N", help="of the lots and the sequential order (default 0)"
+    )
+    command.add_argument(
+        "--never-give-up",
+        action="store_true",
+        help="with --sequential: look on for small deviations, and for those on a part of the requests",
+    )
     _outputs(command)
     _quiet(command)
 
@@ -98,6 +114,20 @@ def _calibrate(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
     _quiet(command)
+
+
+def _plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--calibration", required=True, type=Path, metavar="C", help="from `veridifr calibrate`")
+    command.add_argument(
+        "--deviation", required=True, metavar="D", help="sigma=X in logits, or a name: " + ", ".join(MULTIPLES)
+    )
+    command.add_argument(
+        "--share", type=_share, default=1.0, metavar="S", help="share of the requests that deviate (default 1)"
+    )
+    command.add_argument("--alpha", type=_alpha, default=0.01, metavar="A", help="false-positive rate (default 0.01)")
+    command.add_argument("--power", type=_share, default=0.9, metavar="P", help="chance of finding it (default 0.9)")
+    command.add_argument("--tokens", type=_count, metavar="L", help="length of a sequence (default: the cheapest)")
+    command.add_argument("--json", dest="json_output", action="store_true", help="as JSON")
 
 
 def _replay(command: argparse.ArgumentParser) -> None:
@@ -165,6 +195,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of at least 0")
+    return int(text)
+
+
 def _alpha(text: str) -> float:
     try:
         value = float(text)
@@ -172,6 +208,16 @@ def _alpha(text: str) -> float:
         value = 0.0
     if not 0.0 < value < 0.5:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and below 0.5")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0 and at most 1")
     return value
 
 

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from veridifr import summaries
+from veridifr import profiles, summaries
 from veridifr._version import __version__
+from veridifr.betting import Sequential
 from veridifr.calibration import Calibration, prompt_digest
 from veridifr.contracts.base import Contract
 from veridifr.contracts.registry import Inference, infer
@@ -27,6 +28,7 @@ from veridifr.scored import ScoredItem, tokens_by_status, tokens_owed
 from veridifr.scores import Hypothesis
 from veridifr.scoring import score
 from veridifr.seed_use import seed_report
+from veridifr.stopping import look, purchases
 from veridifr.trace import EngineRecord, Trace
 
 ALPHA = 0.01
@@ -54,6 +56,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     replayer: Replayer | None = None,
     sources: Sources | None = None,
     seed: int = 0,
+    sequential: Sequential | bool = False,
 ) -> Finding:
     """Judge whether `traces` came from the model, weights and sampling settings that they claim.
 
@@ -62,6 +65,10 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     the one that most traces state. `seed` draws the permutations. Steps: (1) fix the record and its contract, (2) check
     that the calibration fits, (3) replay and score every sequence that was asked for, (4) test their scores against
     each honest stack at matched lengths and weigh power and coverage, (5) if divergent, look for the cause.
+
+    With `sequential` the sequences are replayed and looked at one by one, in an order fixed by its seed, until the test
+    is decided; the finding is about those looked at. To go on with more traces, give the old and the new ones, and the
+    sizes of both purchases as `Sequential.batches`: the order, the bets and what was seen stay as they were.
 
     Raises `TraceError` for no or duplicate traces and `CalibrationError` for a calibration made for something else; a
     sampler that cannot be replayed is not an error but the verdict `unsupported`.
@@ -94,16 +101,27 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         assumptions.append(f"The traces name the model {head.model!r}, the calibration {calibration.model!r}.")
     # (2) the calibration must be for this model, contract and setting
     calibration.check_fits(reference, head.sampling, inference.contract.id)
+    planned = [_same_setting(item, head) for item in planned]
+
+    def score_some(some: Sequence[Planned]) -> tuple[list[ScoredItem], dict[str, str]]:
+        return _score_all(some, inference.contract, reference, replayer)
+
     # (3) evidence and scores; a sequence that cannot be scored keeps its reason and counts against coverage
-    items, left_out = _score_all(planned, head, inference.contract, reference, replayer)
-    if not _fresh_prompts(items, calibration):
-        assumptions.append("Some prompts also occur in the calibration, so scores are compared with their own twins.")
     # (4) one test, one error rate
-    found = judge(planned, items, calibration, alpha, rng)
+    if sequential:
+        settings = sequential if isinstance(sequential, Sequential) else Sequential(seed=seed)
+        batches = purchases(planned, [trace.id for trace in traces], settings)
+        looked = look(batches, score_some, calibration, alpha, settings)
+        run = replace(run, planned=looked.planned)
+        items, left_out, found = looked.items, looked.left_out, looked.judgement
+    else:
+        items, left_out = score_some(planned)
+        found = judge(planned, items, calibration, alpha, rng)
     if found is None:
         why = next(iter(left_out.values()), "no token could be scored")
         found = nothing_scored(why, unsupported=bool(left_out) and not items)
-    return run.finding(items, left_out, inference.contract, tuple(assumptions), found)
+    found, about = _compared(found, items, calibration)
+    return run.finding(items, left_out, inference.contract, (*assumptions, *about), found)
 
 
 def _commonest(records: Sequence[EngineRecord], requests: Sequence[Trace] | None) -> EngineRecord:
@@ -142,13 +160,33 @@ def _check(traces: Sequence[Trace], requests: Sequence[Trace] | None, alpha: flo
 
 def _fresh_prompts(items: Sequence[ScoredItem], calibration: Calibration) -> bool:
     """Whether no audited prompt is one of the calibration's: honest traces should have prompts of their own."""
-    known = {sequence.prompt for stack in calibration.stacks for sequence in stack.sequences}
+    known = {sequence.prompt for stack in calibration.stacks for sequence in (*stack.fit, *stack.sequences)}
     return not any(prompt_digest(item.scored.trace) in known for item in items)
+
+
+def _compared(
+    found: Judgement, items: Sequence[ScoredItem], calibration: Calibration
+) -> tuple[Judgement, tuple[str, ...]]:
+    """The judgement in view of the prompts, and what to say of them: a difference clears nobody and accuses nobody."""
+    about = []
+    if not _fresh_prompts(items, calibration):
+        about.append("Some prompts also occur in the calibration, so scores are compared with their own twins.")
+    if not profiles.known(calibration):
+        return found, (*about, profiles.UNKNOWN)
+    differs = profiles.difference(items, calibration)
+    if differs is None:
+        return found, tuple(about)
+    if found.verdict is Verdict.CONSISTENT:
+        why = f"Nothing was found, but on text of another kind than the calibration's. {differs.sentence}"
+        step = "Make a calibration on prompts drawn from the same pool as the audit's."
+        found = replace(found, verdict=Verdict.UNDECIDED, why=why, next_step=step)
+    elif found.verdict is Verdict.DIVERGENT:
+        found = replace(found, why=f"{found.why} {differs.sentence}")
+    return found, (*about, differs.sentence)
 
 
 def _score_all(
     planned: Sequence[Planned],
-    head: Trace,
     contract: Contract,
     reference: Reference,
     replayer: Replayer | None,
@@ -156,8 +194,7 @@ def _score_all(
     """Scored sequences in the order planned, and the reason for each one that is not."""
     order = {item.id: place for place, item in enumerate(planned)}
     items, left_out = [], {}
-    wanted = [_same_setting(item, head) for item in planned]
-    for item, evidence in (replayer or Replayer(reference)).run(wanted, label="replay"):
+    for item, evidence in (replayer or Replayer(reference)).run(planned, label="replay"):
         if item.trace is None or evidence is None:
             left_out[item.id] = item.reason or "no evidence"
             continue

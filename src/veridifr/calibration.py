@@ -1,9 +1,10 @@
 """What honest runs look like: the null that an audit is judged against, with where it came from.
 
 A calibration is made from traces of providers known to be honest, pooled over several stacks (engine, runner, device).
-Their prompts are split once: a quarter fits the honest logit noise and the share of unexplained tokens, the rest gives
-the null scores, so that nothing is judged on data that it was fitted to. It holds for one model, one set of sampling
-settings and the contracts that it saw; used for anything else it is refused.
+Their prompts are split once: a quarter fits the honest logit noise, the share of unexplained tokens and the bets of a
+sequential audit, the rest gives the null scores, so that nothing is judged on data that it was fitted to. Each sequence
+is also scored as if the provider had carried larger errors, of several sizes: what power and planning rest on. It holds
+for one model, one set of sampling settings and the contracts that it saw; used for anything else it is refused.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from veridifr._version import __version__
 from veridifr.contracts.registry import infer
+from veridifr.effects import effect_scores, surprises
 from veridifr.errors import CalibrationError, UnsupportedError
 from veridifr.likelihood import SIGMA_GRID, fit_sigma, mix, win_matrix
 from veridifr.references import Reference
@@ -25,41 +28,50 @@ from veridifr.replay import Replayer
 from veridifr.requests import Planned, plan
 from veridifr.scores import Hypothesis, Scores
 from veridifr.scoring import score
-from veridifr.statistic import LikelihoodRatio, edges_up_to, simulate
+from veridifr.statistic import LikelihoodRatio, edges_up_to
 from veridifr.trace import Sampling, Trace
 
-SCHEMA = "veridifr-calibration/1"
+Floats = npt.NDArray[np.float64]
+SCHEMA = "veridifr-calibration/2"
 FIT_SHARE = 4
 """One in this many prompts fits the parameters; the others give the null."""
 FEWEST_FIT = 2
 FEWEST_NULL = 5
+EFFECTS = (1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0)
+"""Sizes of the simulated deviations, as multiples of the honest logit noise; the declared one is added."""
 EPSILON_GRID = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NullSequence:
-    """One honest sequence of the null: its scores at the calibration's edges that it reaches, honest and simulated."""
+class HonestSequence:
+    """One honest sequence, at each of the calibration's edges that it reaches."""
 
     id: str
     prompt: str
     """First 16 hex digits of the SHA-256 of the prompt ids."""
     tokens: int
     exact_match: float
+    surprise: tuple[float, ...]
+    """Mean of -log p of the claimed tokens, in nats: what kind of text it is. Empty in calibrations of format 1."""
     scores: tuple[float, ...]
-    deviating: tuple[float, ...]
-    """Scores had the provider carried the declared deviation (`Calibration.detect_sigma`)."""
+    simulated: tuple[tuple[float, ...], ...]
+    """Scores had the provider carried larger errors: one row for each of `Calibration.effects`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Honest traces of one engine setup."""
+    """Honest traces of one engine setup: `sequences` are the null, `fit` the part that parameters and bets come from.
+
+    `fit` is empty in calibrations of format 1, which kept only its size, `fit_sequences`.
+    """
 
     name: str
     contract: str
     engine: Mapping[str, Any]
     traces_digest: str | None
     fit_sequences: int
-    sequences: tuple[NullSequence, ...]
+    fit: tuple[HonestSequence, ...]
+    sequences: tuple[HonestSequence, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +84,8 @@ class Calibration:
     sampling: Mapping[str, Any]
     statistic: LikelihoodRatio
     detect_sigma: float
+    effects: tuple[float, ...]
+    """Sizes of the simulated deviations, ascending, as multiples of the honest sigma; one of them is `detect_sigma`."""
     edges: tuple[int, ...]
     stacks: tuple[Stack, ...]
     created: str
@@ -87,6 +101,11 @@ class Calibration:
         """Share of honest tokens that were the reference's argmax, over the null."""
         pairs = [(s.exact_match, s.tokens) for stack in self.stacks for s in stack.sequences]
         return sum(m * t for m, t in pairs) / sum(t for _, t in pairs)
+
+    @property
+    def detect_place(self) -> int:
+        """Which of `effects` is the declared deviation."""
+        return place_of(self.detect_sigma / self.statistic.sigma, self.effects)
 
     def check_fits(self, reference: Reference, sampling: Sampling, contract: str) -> None:
         """Raise `CalibrationError` unless this calibration was made for that reference, sampling and contract."""
@@ -110,6 +129,20 @@ class Calibration:
             raise CalibrationError(
                 f"calibration: contract: made for {', '.join(self.contracts)}, the traces run under {contract}"
             )
+
+
+def place_of(effect: float, effects: Sequence[float]) -> int:
+    """Index of `effect` among `effects`, to rounding; `CalibrationError` if it is none of them."""
+    for place, known in enumerate(effects):
+        if abs(known - effect) <= 1e-6 * effect:
+            return place
+    raise CalibrationError("calibration: effects: the declared deviation detect_sigma is none of them")
+
+
+def scores_at(sequences: Sequence[HonestSequence], place: int, effect: int | None = None) -> Floats:
+    """Scores of those that reach edge number `place`: honest ones, or those simulated at effect number `effect`."""
+    rows = [s.scores if effect is None else s.simulated[effect] for s in sequences]
+    return np.array([row[place] for row in rows if len(row) > place], dtype=np.float64)
 
 
 def _said(value: object) -> str:
@@ -173,22 +206,18 @@ def calibrate(
     replayer = replayer or Replayer(reference)
     first = stacks[0].traces[0]
     scored = [(stack, *_score_stack(stack, first, reference, replayer)) for stack in stacks]
-    fits: list[_Scored] = []
-    nulls: list[list[_Scored]] = []
-    for stack, _, items in scored:
-        fit, null = _split(items)
+    parts = [_split(items) for _, _, items in scored]
+    for (stack, _, items), (fit, null) in zip(scored, parts, strict=True):
         if len(fit) < FEWEST_FIT or len(null) < FEWEST_NULL:
             raise CalibrationError(
                 f"calibration: {stack.name}: {len(items)} usable sequences, expected at least "
                 f"{FEWEST_FIT} to fit and {FEWEST_NULL} for the null (about {FIT_SHARE * FEWEST_FIT + FEWEST_NULL})"
             )
-        fits += fit
-        nulls.append(null)
-    statistic = fit_statistic([item.scores for item in fits])
+    statistic = fit_statistic([item.scores for fit, _ in parts for item in fit])
     detect = detect_sigma if detect_sigma is not None else 2.0 * statistic.sigma
-    longest = max(item.planned.end for null in nulls for item in null)
-    edges = edges_up_to(longest)
-    rng = np.random.default_rng(seed)
+    effects = effects_with(detect / statistic.sigma)
+    edges = edges_up_to(max(item.planned.end for _, null in parts for item in null))
+    summary = _Summary(statistic=statistic, effects=effects, edges=edges, rng=np.random.default_rng(seed))
     return Calibration(
         model=first.model,
         weights=reference.weights_digest,
@@ -196,6 +225,7 @@ def calibrate(
         sampling=distribution_of(first.sampling),
         statistic=statistic,
         detect_sigma=detect,
+        effects=effects,
         edges=edges,
         stacks=tuple(
             Stack(
@@ -203,10 +233,11 @@ def calibrate(
                 contract=contract,
                 engine=_engine_json(stack.traces[0]),
                 traces_digest=stack.digest,
-                fit_sequences=len(items) - len(null),
-                sequences=tuple(_null(item, statistic, detect, edges, rng) for item in null),
+                fit_sequences=len(fit),
+                fit=tuple(map(summary.of, fit)),
+                sequences=tuple(map(summary.of, null)),
             )
-            for (stack, contract, items), null in zip(scored, nulls, strict=True)
+            for (stack, contract, _), (fit, null) in zip(scored, parts, strict=True)
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -267,19 +298,33 @@ def fit_statistic(fits: Sequence[Scores]) -> LikelihoodRatio:
     return LikelihoodRatio(sigma=best[2], epsilon=best[1])
 
 
-def _null(
-    item: _Scored, statistic: LikelihoodRatio, detect: float, edges: Sequence[int], rng: np.random.Generator
-) -> NullSequence:
-    reached = [edge for edge in edges if edge <= item.planned.end]
-    deviating = simulate(item.scores, detect, rng)
-    return NullSequence(
-        id=item.planned.id,
-        prompt=prompt_digest(item.trace),
-        tokens=item.planned.end,
-        exact_match=float(item.scores.match_T.mean()),
-        scores=tuple(np.round(statistic.prefix_scores(item.scores, reached), 6).tolist()),
-        deviating=tuple(np.round(statistic.prefix_scores(deviating, reached), 6).tolist()),
-    )
+def effects_with(declared: float) -> tuple[float, ...]:
+    """`EFFECTS` with the declared size among them."""
+    return tuple(sorted([effect for effect in EFFECTS if abs(effect - declared) > 1e-6 * declared] + [declared]))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Summary:
+    """What is kept of a scored sequence."""
+
+    statistic: LikelihoodRatio
+    effects: tuple[float, ...]
+    edges: tuple[int, ...]
+    rng: np.random.Generator
+
+    def of(self, item: _Scored) -> HonestSequence:
+        reached = [edge for edge in self.edges if edge <= item.planned.end]
+        sizes = [effect * self.statistic.sigma for effect in self.effects]
+        found = effect_scores(self.statistic, item.scores, reached, sizes, self.rng)
+        return HonestSequence(
+            id=item.planned.id,
+            prompt=prompt_digest(item.trace),
+            tokens=item.planned.end,
+            exact_match=float(item.scores.match_T.mean()),
+            surprise=tuple(surprises(item.scores, reached).tolist()),
+            scores=tuple(found.honest.tolist()),
+            simulated=tuple(tuple(row) for row in found.simulated.tolist()),
+        )
 
 
 def _engine_json(trace: Trace) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Calibrations on disk: strict JSON. Unknown keys are refused, because a null that is half understood is no null."""
+"""Calibrations on disk: strict JSON. Unknown keys are refused, because a null that is half understood is no null.
+
+Format 2 is written; format 1 is read too. That one has no fit part, no surprise and one simulated deviation, and its
+statistic knew larger errors of one size per token, and tokens drawn anew.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,29 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veridifr.calibration import SCHEMA, Calibration, NullSequence, Stack
+import numpy as np
+
+from veridifr.calibration import SCHEMA, Calibration, HonestSequence, Stack
+from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
-from veridifr.statistic import LikelihoodRatio
+from veridifr.statistic import Alternative, Kind, LikelihoodRatio
 from veridifr.traces.strict_json import parse_json
+
+FIRST_SCHEMA = "veridifr-calibration/1"
 
 MAX_BYTES = 256 * 2**20
 _MOST = 1_000_000
+_SIZES: Mapping[Kind, tuple[float, float]] = {
+    "noise": (1e-3, 1e6),
+    "temperature": (-0.99, 10.0),
+    "cut": (-100.0, 100.0),
+    "replaced": (1e-6, 1.0 - 1e-6),
+}
+"""Kinds of alternatives, and the sizes that mean something."""
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -48,10 +65,11 @@ def to_dict(calibration: Calibration) -> dict[str, Any]:
             "name": statistic.name,
             "sigma": statistic.sigma,
             "epsilon": statistic.epsilon,
-            "multiples": list(statistic.multiples),
-            "replaced": statistic.replaced,
+            "spread": statistic.spread,
+            "alternatives": [{"kind": a.kind, "size": a.size, "weight": a.weight} for a in statistic.alternatives],
         },
         "detect_sigma": calibration.detect_sigma,
+        "effects": list(calibration.effects),
         "edges": list(calibration.edges),
         "stacks": [
             {
@@ -60,20 +78,23 @@ def to_dict(calibration: Calibration) -> dict[str, Any]:
                 "engine": dict(stack.engine),
                 "traces_digest": stack.traces_digest,
                 "fit_sequences": stack.fit_sequences,
-                "sequences": [
-                    {
-                        "id": sequence.id,
-                        "prompt": sequence.prompt,
-                        "tokens": sequence.tokens,
-                        "exact_match": round(sequence.exact_match, 6),
-                        "scores": list(sequence.scores),
-                        "deviating": list(sequence.deviating),
-                    }
-                    for sequence in stack.sequences
-                ],
+                "fit": [_sequence_to_dict(sequence) for sequence in stack.fit],
+                "sequences": [_sequence_to_dict(sequence) for sequence in stack.sequences],
             }
             for stack in calibration.stacks
         ],
+    }
+
+
+def _sequence_to_dict(sequence: HonestSequence) -> dict[str, Any]:
+    return {
+        "id": sequence.id,
+        "prompt": sequence.prompt,
+        "tokens": sequence.tokens,
+        "exact_match": round(sequence.exact_match, 6),
+        "surprise": list(sequence.surprise),
+        "scores": list(sequence.scores),
+        "simulated": [list(row) for row in sequence.simulated],
     }
 
 
@@ -96,11 +117,19 @@ def read_calibration(path: Path) -> tuple[Calibration, str]:
 def from_dict(value: object) -> Calibration:
     """A calibration from its JSON object, every field checked."""
     top = _Fields("calibration", value)
-    if top.text("schema") != SCHEMA:
-        raise CalibrationError(f"schema: got {top.text('schema')[:60]!r}, expected {SCHEMA!r}")
+    schema = top.text("schema")
+    if schema not in (SCHEMA, FIRST_SCHEMA):
+        raise CalibrationError(f"schema: got {schema[:60]!r}, expected {SCHEMA!r} or {FIRST_SCHEMA!r}")
+    first = schema == FIRST_SCHEMA
     edges = tuple(top.integers("edges"))
     if list(edges) != sorted(set(edges)) or not edges or edges[0] < 1:
         raise CalibrationError("edges: expected ascending lengths of at least 1")
+    statistic = (_first_statistic if first else _statistic)(top.take("statistic"))
+    detect = top.number("detect_sigma", 1e-9, 1e6)
+    effects = (detect / statistic.sigma,) if first else tuple(top.numbers("effects", 1e-9, 1e9))
+    if list(effects) != sorted(set(effects)) or not effects:
+        raise CalibrationError("effects: expected ascending multiples of the honest sigma")
+    read = _Sequences(edges=edges, effects=len(effects), first=first)
     found = Calibration(
         veridifr=top.text("veridifr"),
         created=top.text("created"),
@@ -108,34 +137,69 @@ def from_dict(value: object) -> Calibration:
         weights=top.text("weights"),
         reference_settings=top.mapping("reference_settings"),
         sampling=top.mapping("sampling"),
-        statistic=_statistic(top.take("statistic")),
-        detect_sigma=top.number("detect_sigma", 1e-9, 1e6),
+        statistic=statistic,
+        detect_sigma=detect,
+        effects=effects,
         edges=edges,
-        stacks=tuple(_stack(i, entry, edges) for i, entry in enumerate(top.sequence("stacks"))),
+        stacks=tuple(_stack(i, entry, read) for i, entry in enumerate(top.sequence("stacks"))),
     )
     top.finish()
     if not found.stacks:
         raise CalibrationError("stacks: got none")
+    _ = found.detect_place  # one of the effects must be the declared one
     return found
 
 
 def _statistic(value: object) -> LikelihoodRatio:
     fields = _Fields("statistic", value)
-    if fields.text("name") != "noise_mixture":
-        raise CalibrationError(f"statistic.name: got {fields.text('name')[:60]!r}, expected 'noise_mixture'")
+    if fields.text("name") != "likelihood_ratio":
+        raise CalibrationError(f"statistic.name: got {fields.text('name')[:60]!r}, expected 'likelihood_ratio'")
     found = LikelihoodRatio(
         sigma=fields.number("sigma", 1e-9, 1e6),
         epsilon=fields.number("epsilon", 1e-12, 0.5),
-        multiples=tuple(fields.numbers("multiples", 1e-3, 1e6)),
-        replaced=fields.number("replaced", 1e-6, 1.0),
+        spread=fields.number("spread", 0.0, 3.0),
+        alternatives=tuple(_alternative(i, entry) for i, entry in enumerate(fields.sequence("alternatives"))),
     )
     fields.finish()
-    if not found.multiples:
-        raise CalibrationError("statistic.multiples: got none")
+    return _with_noise(found, "alternatives")
+
+
+def _alternative(index: int, value: object) -> Alternative:
+    fields = _Fields(f"statistic.alternatives[{index}]", value)
+    given = fields.take("kind")
+    kind = next((known for known in _SIZES if known == given), None)
+    if kind is None:
+        raise CalibrationError(
+            f"statistic.alternatives[{index}].kind: got {given!r:.40}, expected one of {', '.join(_SIZES)}"
+        )
+    found = Alternative(kind=kind, size=fields.number("size", *_SIZES[kind]), weight=fields.number("weight", 1e-9, 1.0))
+    fields.finish()
     return found
 
 
-def _stack(index: int, value: object, edges: Sequence[int]) -> Stack:
+def _first_statistic(value: object) -> LikelihoodRatio:
+    """The statistic of format 1: multiples of sigma and a share of tokens drawn anew, of equal weight."""
+    fields = _Fields("statistic", value)
+    if fields.text("name") != "noise_mixture":
+        raise CalibrationError(f"statistic.name: got {fields.text('name')[:60]!r}, expected 'noise_mixture'")
+    sigma, epsilon = fields.number("sigma", 1e-9, 1e6), fields.number("epsilon", 1e-12, 0.5)
+    multiples, replaced = fields.numbers("multiples", *_SIZES["noise"]), fields.number("replaced", *_SIZES["replaced"])
+    fields.finish()
+    weight = 1.0 / (len(multiples) + 1)
+    alternatives = [Alternative(kind="noise", size=size, weight=weight) for size in multiples]
+    alternatives.append(Alternative(kind="replaced", size=replaced, weight=weight))
+    found = LikelihoodRatio(sigma=sigma, epsilon=epsilon, spread=0.0, alternatives=tuple(alternatives))
+    return _with_noise(found, "multiples")
+
+
+def _with_noise(statistic: LikelihoodRatio, name: str) -> LikelihoodRatio:
+    """Every sampler has larger errors as an alternative, so with none of them some audits would have no score."""
+    if not any(entry.kind == "noise" for entry in statistic.alternatives):
+        raise CalibrationError(f"statistic.{name}: got none of larger noise")
+    return statistic
+
+
+def _stack(index: int, value: object, read: _Sequences) -> Stack:
     where = f"stacks[{index}]"
     fields = _Fields(where, value)
     digest = None if fields.take("traces_digest") is None else fields.text("traces_digest")
@@ -145,32 +209,59 @@ def _stack(index: int, value: object, edges: Sequence[int]) -> Stack:
         engine=fields.mapping("engine"),
         traces_digest=digest,
         fit_sequences=fields.integer("fit_sequences"),
-        sequences=tuple(
-            _sequence(f"{where}.sequences[{i}]", entry, edges) for i, entry in enumerate(fields.sequence("sequences"))
-        ),
+        fit=() if read.first else read.all(f"{where}.fit", fields.sequence("fit")),
+        sequences=read.all(f"{where}.sequences", fields.sequence("sequences")),
     )
     fields.finish()
     if not found.sequences:
         raise CalibrationError(f"{where}.sequences: got none")
+    if found.fit and len(found.fit) != found.fit_sequences:
+        raise CalibrationError(f"{where}.fit: got {len(found.fit)} sequences, fit_sequences says {found.fit_sequences}")
+    if {sequence.prompt for sequence in found.fit} & {sequence.prompt for sequence in found.sequences}:
+        raise CalibrationError(f"{where}.fit: a prompt is also one of the null, which the bets must not know")
     return found
 
 
-def _sequence(where: str, value: object, edges: Sequence[int]) -> NullSequence:
-    fields = _Fields(where, value)
-    found = NullSequence(
-        id=fields.text("id"),
-        prompt=fields.text("prompt"),
-        tokens=fields.integer("tokens"),
-        exact_match=fields.number("exact_match", 0.0, 1.0),
-        scores=tuple(fields.numbers("scores", -1e6, 1e6)),
-        deviating=tuple(fields.numbers("deviating", -1e6, 1e6)),
-    )
-    fields.finish()
-    reached = sum(edge <= found.tokens for edge in edges)
-    for name in ("scores", "deviating"):
-        if len(getattr(found, name)) != reached:
-            raise CalibrationError(f"{where}.{name}: got {len(getattr(found, name))} values, expected {reached}")
-    return found
+@dataclass(frozen=True, kw_only=True)
+class _Sequences:
+    """How sequences are read: which edges there are, how many effects, and whether it is format 1."""
+
+    edges: Sequence[int]
+    effects: int
+    first: bool
+
+    def all(self, where: str, values: Sequence[Any]) -> tuple[HonestSequence, ...]:
+        return tuple(self._one(f"{where}[{i}]", value) for i, value in enumerate(values))
+
+    def _one(self, where: str, value: object) -> HonestSequence:
+        fields = _Fields(where, value)
+        found = HonestSequence(
+            id=fields.text("id"),
+            prompt=fields.text("prompt"),
+            tokens=fields.integer("tokens"),
+            exact_match=fields.number("exact_match", 0.0, 1.0),
+            surprise=() if self.first else _rounded(fields.numbers("surprise", 0.0, 1e4)),
+            scores=_rounded(fields.numbers("scores", -1e6, 1e6)),
+            simulated=(_rounded(fields.numbers("deviating", -1e6, 1e6)),)
+            if self.first
+            else tuple(map(_rounded, fields.tables("simulated", -1e6, 1e6))),
+        )
+        fields.finish()
+        reached = sum(edge <= found.tokens for edge in self.edges)
+        if len(found.simulated) != self.effects:
+            raise CalibrationError(f"{where}.simulated: got {len(found.simulated)} rows, expected {self.effects}")
+        named = [("scores", found.scores)]
+        named += [("deviating" if self.first else "simulated", row) for row in found.simulated]
+        named += [("surprise", found.surprise)] if found.surprise else []  # what format 1 had not stays unknown
+        for name, row in named:
+            if len(row) != reached:
+                raise CalibrationError(f"{where}.{name}: got {len(row)} values, expected {reached}")
+        return found
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    """Honest scores are compared at the precision of audited ones, whatever a file holds."""
+    return tuple(rounded(np.array(values, dtype=np.float64)).tolist())
 
 
 class _Fields:
@@ -205,6 +296,14 @@ class _Fields:
 
     def numbers(self, name: str, low: float, high: float) -> list[float]:
         return [self._number(f"{name}[{i}]", value, low, high) for i, value in enumerate(self.sequence(name))]
+
+    def tables(self, name: str, low: float, high: float) -> list[list[float]]:
+        rows = []
+        for i, row in enumerate(self.sequence(name)):
+            if not isinstance(row, list) or len(row) > _MOST:
+                raise CalibrationError(f"{self._where}.{name}[{i}]: expected a list of at most {_MOST} entries")
+            rows.append([self._number(f"{name}[{i}][{j}]", value, low, high) for j, value in enumerate(row)])
+        return rows
 
     def integer(self, name: str) -> int:
         return int(self._integer(name, self.take(name)))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from veridifr import __version__, cli_seeds
+from veridifr import __version__, cli_plan, cli_seeds
 from veridifr.arguments import parser
 from veridifr.errors import InputError, MissingExtraError, UnsupportedError
 from veridifr.finding import Finding, Verdict
@@ -57,12 +57,14 @@ def _line(error: BaseException) -> str:
 
 def _audit(given: argparse.Namespace) -> int:
     from veridifr.auditing import Sources, audit
+    from veridifr.betting import Sequential
     from veridifr.calibration_io import read_calibration
     from veridifr.replay import Replayer
-    from veridifr.traces import digest_file, engine_from_dict, read_requests, read_trace_files
+    from veridifr.traces import digest_file, engine_from_dict, read_batches, read_requests
 
     _writable(given.json, given.report, given.resume)
-    traces = read_trace_files(given.traces)
+    batches = read_batches(given.traces)
+    traces = [trace for batch in batches for trace in batch]
     requests = read_requests(given.requests) if given.requests else None
     engine = engine_from_dict(_json_argument("--engine", given.engine)) if given.engine else None
     commitment = cli_seeds.commitment_of(given.seed_secret_file, traces if requests is None else requests)
@@ -81,6 +83,10 @@ def _audit(given: argparse.Namespace) -> int:
             calibration=(given.calibration.name, digest),
             seed_commitment=commitment,
         ),
+        seed=given.seed,
+        sequential=Sequential(seed=given.seed, batches=tuple(map(len, batches)), give_up=not given.never_give_up)
+        if given.sequential
+        else False,
     )
     _publish(given, [finding], "Inference audit")
     return STATUS[finding.verdict]
@@ -273,6 +279,7 @@ def _json_argument(name: str, text: str) -> Any:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
     "audit": _audit,
+    "plan": cli_plan.run,
     "calibrate": _calibrate,
     "replay": _replay,
     "samplers": _samplers,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 
 from veridifr.errors import VeridifrError
 
 Interval = tuple[float, float]
+LATER: Mapping[str, bool] = MappingProxyType({"later": True})
+"""Marks fields that findings of version 1 may lack: they came later, and their default is what those meant."""
 
 
 class Verdict(Enum):
@@ -87,6 +90,22 @@ class StackResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SequentialSummary:
+    """How a sequential audit ended: `status` is rejected, given up, or spent (its order, without a rejection).
+
+    `e_value` is the smallest over the honest stacks after `n` of the `ordered` sequences; its mean is at most 1 for an
+    honest provider. `seed` gave the order and the tie-breaks; `floor` is the account at which the test gives up.
+    """
+
+    status: str
+    e_value: float
+    n: int
+    ordered: int
+    seed: int
+    floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class TestSummary:
     """Which test was run, on what, and what it could have seen."""
 
@@ -100,6 +119,8 @@ class TestSummary:
     """Chance that this audit would have found `detect_sigma`."""
     further_sequences: int | None
     """How many more sequences to buy for power 0.9; 0 when none are needed, None when not known."""
+    sequential: SequentialSummary | None = field(default=None, metadata=LATER)
+    """None for the test of a fixed number of sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)

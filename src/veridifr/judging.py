@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr import stats
-from veridifr.calibration import Calibration
+from veridifr.calibration import Calibration, scores_at
+from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
 from veridifr.finding import StackResult, TestSummary, Verdict
 from veridifr.requests import Planned
 from veridifr.scored import ScoredItem, tokens_owed, tokens_scored
 from veridifr.statistic import edge_of
 from veridifr.stats.power import power
+from veridifr.strata import matched
 
 Floats = npt.NDArray[np.float64]
 POWER = 0.9
@@ -24,6 +25,7 @@ POWER = 0.9
 COVERAGE = 0.95
 """Share of the tokens asked for that must be scored for `consistent`."""
 FEWEST_PERMUTATIONS = 10_000
+STATISTIC = "score of a sequence (log-likelihood ratio, cut at 40), nats"
 _LIMIT = 10_000
 """Longest audit, in sequences, that is ever suggested."""
 _ASK_AGAIN = "Ask for a setting or an engine record that can be replayed; `veridifr samplers` lists them."
@@ -60,14 +62,18 @@ def judge(
     if not usable:
         return None
     places = np.array([place for _, place in usable], dtype=np.int64)
-    values = np.array([_score_at(item, place, calibration) for item, place in usable])
+    values = np.array([score_at(item, place, calibration) for item, place in usable])
     summary = _test(values, places, calibration, alpha, rng)
     p_value = max(stack.p_value for stack in summary.stacks)
     scores = {item.planned.id: float(value) for (item, _), value in zip(usable, values, strict=True)}
-    owed = tokens_owed(planned)
-    covered = tokens_scored(items) / owed if owed else 0.0
-    verdict, why, following = _conclude(summary, p_value, covered, alpha)
+    verdict, why, following = _conclude(summary, p_value, covered_share(planned, items), alpha)
     return Judgement(verdict=verdict, why=why, next_step=following, p_value=p_value, test=summary, scores=scores)
+
+
+def covered_share(planned: Sequence[Planned], items: Sequence[ScoredItem]) -> float:
+    """Share of the tokens asked for that were scored; 0 if none was asked for."""
+    owed = tokens_owed(planned)
+    return tokens_scored(items) / owed if owed else 0.0
 
 
 def honest_scores(items: Sequence[ScoredItem], calibration: Calibration) -> dict[str, tuple[float, ...]]:
@@ -77,11 +83,12 @@ def honest_scores(items: Sequence[ScoredItem], calibration: Calibration) -> dict
     if not known:
         return {}
     place = int(np.median(known))
-    return {stack.name: tuple(_at(stack.sequences, place, "scores").tolist()) for stack in calibration.stacks}
+    return {stack.name: tuple(scores_at(stack.sequences, place).tolist()) for stack in calibration.stacks}
 
 
-def _score_at(item: ScoredItem, place: int, calibration: Calibration) -> float:
-    return float(calibration.statistic.prefix_scores(item.scores, [calibration.edges[place]])[0])
+def score_at(item: ScoredItem, place: int, calibration: Calibration) -> float:
+    """The score of a sequence cut at edge number `place`."""
+    return float(rounded(calibration.statistic.prefix_scores(item.scores, [calibration.edges[place]]))[0])
 
 
 def _test(
@@ -94,9 +101,7 @@ def _test(
     permutations = max(FEWEST_PERMUTATIONS, stats.permutations_for(alpha))
     results = []
     for stack in calibration.stacks:
-        # The lot that places honest sequences in strata is fixed by their number: it must not depend on scores.
-        lot = np.random.default_rng(len(stack.sequences))
-        honest_M, strata_M = _strata([s.scores for s in stack.sequences], places_N.tolist(), lot)
+        honest_M, strata_M = matched([s.scores for s in stack.sequences], places_N.tolist())
         known_N = np.isin(places_N, strata_M)
         if not known_N.any():
             raise CalibrationError(
@@ -114,7 +119,7 @@ def _test(
     chance, further = _power(places_N, calibration, alpha, rng)
     return TestSummary(
         name="two-sample permutation test over sequences, largest p over the honest stacks",
-        statistic="score of a sequence (excess logit noise, cut at 40), nats",
+        statistic=STATISTIC,
         permutations=permutations,
         stacks=tuple(results),
         detect_sigma=calibration.detect_sigma,
@@ -128,8 +133,9 @@ def _power(
 ) -> tuple[float | None, int | None]:
     """Power at the audit's typical length, and how many further sequences reach `POWER`; None where not known."""
     place, count = int(np.median(places_N)), len(places_N)
-    stacks = [_at(stack.sequences, place, "scores") for stack in calibration.stacks]
-    deviating = np.concatenate([_at(stack.sequences, place, "deviating") for stack in calibration.stacks])
+    stacks = [scores_at(stack.sequences, place) for stack in calibration.stacks]
+    detect = calibration.detect_place
+    deviating = np.concatenate([scores_at(stack.sequences, place, detect) for stack in calibration.stacks])
     if not len(deviating) or not all(len(scores) for scores in stacks):
         return None, None
     chance = power(stacks, deviating, count, alpha=alpha, rng=rng).power
@@ -165,31 +171,3 @@ def _too_little(summary: TestSummary, alpha: float) -> tuple[str, str]:
         return why, "Enlarge the calibration, or audit for a larger deviation (calibrate --detect sigma=...)."
     count = summary.further_sequences
     return why, f"Audit about {count} further {'sequence' if count == 1 else 'sequences'} of this length."
-
-
-def _strata(
-    sequences: Sequence[Sequence[float]], places: Sequence[int], rng: np.random.Generator
-) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """Honest scores and their strata: every honest sequence stands in one stratum that it is long enough for.
-
-    Strata (edges) are given out in proportion to the audited sequences, the longest first, by length and lot alone:
-    an honest sequence in two strata, or placed by its score, would break the permutation argument.
-    """
-    wanted = Counter(places)
-    free = [int(i) for i in rng.permutation(len(sequences))]
-    chosen: list[tuple[int, int]] = []
-    for number, place in enumerate(sorted(wanted, reverse=True)):
-        fit = [i for i in free if len(sequences[i]) > place]
-        left = sum(wanted[p] for p in sorted(wanted, reverse=True)[number:])
-        share = len(fit) if wanted[place] == left else -(-len(fit) * wanted[place] // left)
-        chosen += [(i, place) for i in fit[:share]]
-        free = [i for i in free if i not in set(fit[:share])]
-    return (
-        np.array([sequences[i][place] for i, place in chosen], dtype=np.float64),
-        np.array([place for _, place in chosen], dtype=np.int64),
-    )
-
-
-def _at(sequences: Sequence[object], place: int, name: str) -> Floats:
-    rows = [getattr(sequence, name) for sequence in sequences]
-    return np.array([row[place] for row in rows if len(row) > place], dtype=np.float64)

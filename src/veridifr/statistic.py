@@ -77,10 +77,13 @@ class LikelihoodRatio:
 
         Tokens that are not scored add nothing, so a bound can never hurt the provider.
         """
-        ratios_TA, applies_A = self.ratios(scores)
+        return self.prefixes(*self.ratios(scores), edges)
+
+    def prefixes(self, ratios_TA: Floats, applies_A: npt.NDArray[np.bool_], edges: Sequence[int]) -> Floats:
+        """S of the first `edges[i]` tokens from their log ratios, over the alternatives that apply."""
         weights_A = np.array([entry.weight for entry in self.alternatives])[applies_A]
-        totals = np.cumsum(ratios_TA[:, applies_A], axis=0)[np.asarray(edges, dtype=np.int64) - 1]
-        return np.minimum(mixed(totals, weights_A), CAP)
+        totals_EA = np.cumsum(ratios_TA[:, applies_A], axis=0)[np.asarray(edges, dtype=np.int64) - 1]
+        return np.minimum(mixed(totals_EA, weights_A), CAP)
 
     def ratios(self, scores: Scores) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """log q_a / q_0 of each token and alternative, float64[T, A] in nats, and which alternatives apply, bool[A].

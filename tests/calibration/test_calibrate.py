@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from recorded import DETECT, Recorded
-from veridifr.calibration import FEWEST_FIT, FEWEST_NULL, FIT_SHARE, Calibration, HonestTraces, calibrate, prompt_digest
+from veridifr.calibration import (
+    EFFECTS,
+    FEWEST_FIT,
+    FEWEST_NULL,
+    FIT_SHARE,
+    Calibration,
+    HonestTraces,
+    calibrate,
+    prompt_digest,
+    scores_at,
+)
 from veridifr.errors import CalibrationError
 from veridifr.statistic import CAP, edges_up_to
 from veridifr.trace import Trace
@@ -42,14 +52,20 @@ def test_what_a_calibration_holds(recorded: Recorded) -> None:
     assert found.exact_match > 0.99
     assert found.edges == edges_up_to(80) == (1, 2, 4, 8, 16, 32, 48, 64, 80)
     for one in found.stacks:
+        assert len(one.fit) == one.fit_sequences
         assert one.fit_sequences + len(one.sequences) == 32
-        for sequence in one.sequences:
-            assert len(sequence.scores) == len(sequence.deviating) == len(found.edges)
+        for sequence in (*one.fit, *one.sequences):
+            assert {len(row) for row in (sequence.scores, sequence.surprise, *sequence.simulated)} == {len(found.edges)}
+            assert len(sequence.simulated) == len(found.effects)
             assert max(sequence.scores) <= CAP
-    values = {
-        n: np.array([getattr(q, n)[-1] for s in found.stacks for q in s.sequences]) for n in ("scores", "deviating")
-    }
-    assert values["deviating"].mean() > values["scores"].mean() + 5
+            assert 0.0 < sequence.surprise[-1] < 10.0
+    assert found.effects[found.detect_place] * found.statistic.sigma == pytest.approx(DETECT)
+    assert set(EFFECTS) < set(found.effects) and len(found.effects) == len(EFFECTS) + 1
+    for part in ("fit", "sequences"):  # the larger the error, the higher the score
+        entries = [q for s in found.stacks for q in getattr(s, part)]
+        means = [scores_at(entries, -1, k).mean() for k in range(len(found.effects))]
+        assert means == sorted(means)
+        assert scores_at(entries, -1).mean() < means[2]
 
 
 def test_parts_are_split_by_prompt(recorded: Recorded) -> None:
@@ -61,6 +77,7 @@ def test_parts_are_split_by_prompt(recorded: Recorded) -> None:
     shared = [replace(t, engine=v2[0].engine, id=f"again {t.id}") for t in v1]
     found = calibrate([stack(v1, "one"), stack(shared, "two")], recorded.reference)
     assert digests(found, "one") == digests(found, "two")
+    assert {q.prompt for s in found.stacks for q in s.fit}.isdisjoint(digests(found, "one"))
     assert [s.fit_sequences for s in found.stacks] == [found.stacks[0].fit_sequences] * 2
 
 
@@ -135,7 +152,8 @@ def test_the_declared_deviation(recorded: Recorded) -> None:
     assert wide.statistic == plain.statistic
     pairs = list(zip(plain.stacks[0].sequences, wide.stacks[0].sequences, strict=True))
     assert [a.scores for a, _ in pairs] == [b.scores for _, b in pairs]
-    assert np.mean([b.deviating[-1] - a.deviating[-1] for a, b in pairs]) > 5
+    shown = [(b.simulated[wide.detect_place][-1], a.simulated[plain.detect_place][-1]) for a, b in pairs]
+    assert np.mean([high - low for high, low in shown]) > 5
 
 
 def test_the_same_seed_gives_the_same_calibration(recorded: Recorded) -> None:

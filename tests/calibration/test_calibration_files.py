@@ -15,14 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from veridifr import calibration_io
-from veridifr.calibration import Calibration, NullSequence, Stack
+from veridifr.calibration import Calibration, HonestSequence, Stack
 from veridifr.calibration_io import from_dict, read_calibration, to_dict, write_calibration
 from veridifr.demo import DATA
 from veridifr.errors import CalibrationError
-from veridifr.statistic import LikelihoodRatio
+from veridifr.statistic import Alternative, LikelihoodRatio
 
-SEQUENCE = NullSequence(
-    id="a", prompt="0123456789abcdef", tokens=5, exact_match=0.75, scores=(0.5, -1.0), deviating=(2.0, 3.0)
+SEQUENCE = HonestSequence(
+    id="a",
+    prompt="0123456789abcdef",
+    tokens=5,
+    exact_match=0.75,
+    surprise=(2.5, 2.25),
+    scores=(0.5, -1.0),
+    simulated=((1.0, 1.5), (2.0, 3.0)),
 )
 SMALL = Calibration(
     model="m",
@@ -31,6 +37,7 @@ SMALL = Calibration(
     sampling={"temperature": 1.0, "logit_bias": {"3": 1.0}},
     statistic=LikelihoodRatio(sigma=0.03, epsilon=1e-5),
     detect_sigma=0.06,
+    effects=(1.5, 2.0),
     edges=(2, 5),
     stacks=(
         Stack(
@@ -38,8 +45,12 @@ SMALL = Calibration(
             contract="vllm-v2-e",
             engine={"name": "vllm"},
             traces_digest=None,
-            fit_sequences=2,
-            sequences=(SEQUENCE, replace(SEQUENCE, id="b", tokens=4, scores=(1.0,), deviating=(1.5,))),
+            fit_sequences=1,
+            fit=(replace(SEQUENCE, id="f", prompt="f" * 16),),
+            sequences=(
+                SEQUENCE,
+                replace(SEQUENCE, id="b", tokens=4, surprise=(1.5,), scores=(1.0,), simulated=((1.25,), (1.5,))),
+            ),
         ),
     ),
     created="2026-01-01T00:00:00+00:00",
@@ -88,6 +99,63 @@ def test_the_bundled_calibration_round_trips(tmp_path: Path) -> None:
     assert read_calibration(tmp_path / "c.json")[0] == bundled
 
 
+def first_format() -> dict[str, Any]:
+    """`SMALL` as version 0.1.0 wrote it."""
+    value = to_dict(SMALL)
+    value["schema"] = "veridifr-calibration/1"
+    value["statistic"] = {
+        "name": "noise_mixture", "sigma": 0.03, "epsilon": 1e-5, "multiples": [2.0, 4.0, 8.0], "replaced": 0.05,
+    }  # fmt: skip
+    del value["effects"]
+    for stack in value["stacks"]:
+        del stack["fit"]
+        for sequence in stack["sequences"]:
+            del sequence["surprise"]
+            sequence["deviating"] = sequence.pop("simulated")[1]
+    return value
+
+
+def test_the_first_format_is_read() -> None:
+    """What it did not hold is unknown; its statistic becomes the same one in the new terms."""
+    found = from_dict(first_format())
+    assert found.effects == (2.0,)
+    assert found.detect_place == 0
+    noise = [Alternative(kind="noise", size=size, weight=0.25) for size in (2.0, 4.0, 8.0)]
+    assert found.statistic == LikelihoodRatio(
+        sigma=0.03,
+        epsilon=1e-5,
+        spread=0.0,
+        alternatives=(*noise, Alternative(kind="replaced", size=0.05, weight=0.25)),
+    )
+    (stack,) = found.stacks
+    assert (stack.fit_sequences, stack.fit) == (1, ())
+    assert [s.simulated for s in stack.sequences] == [((2.0, 3.0),), ((1.5,),)]
+    assert [s.surprise for s in stack.sequences] == [(), ()]
+    assert from_dict(to_dict(found)) == found
+    assert to_dict(found)["schema"] == "veridifr-calibration/2"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("effects",), [2.0], r"calibration\.effects: not a field of this format"),
+        (("statistic", "spread"), 0.2, r"statistic\.spread: not a field of this format"),
+        (("statistic", "multiples"), [], r"statistic\.multiples: got none"),
+        (("statistic", "name"), "likelihood_ratio", r"statistic\.name: .* expected 'noise_mixture'"),
+        (("stacks", 0, "fit"), [], r"stacks\[0\]\.fit: not a field of this format"),
+        (("stacks", 0, "sequences", 0, "deviating"), [1.0], r"deviating: got 1 values, expected 2"),
+    ],
+)
+def test_the_first_format_is_as_strict(path: tuple[str | int, ...], value: Any, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        from_dict(put(first_format(), path, value))
+
+
+def test_scores_are_read_at_the_precision_of_audited_ones() -> None:
+    found = from_dict(put(to_dict(SMALL), ("stacks", 0, "sequences", 0, "scores"), [0.12345, -1e-9]))
+    assert found.stacks[0].sequences[0].scores == (0.123, 0.0)
+
+
 @pytest.mark.parametrize("path", FIELDS, ids=lambda p: ".".join(map(str, p)))
 def test_a_missing_field_is_named(tmp_path: Path, path: tuple[str | int, ...]) -> None:
     file = tmp_path / "c.json"
@@ -103,16 +171,16 @@ def test_a_mistyped_field_is_named(path: tuple[str | int, ...], wrong: Any) -> N
     if free or (path[-1] == "traces_digest" and wrong is None):
         assert from_dict(put(to_dict(SMALL), path, wrong)) != SMALL or wrong is None
         return
-    if path[-1] in ("scores", "deviating") and wrong == -1.5:
-        wrong = "no list"
+    if path[-1] == "size" and wrong == -1.5:
+        wrong = "no number"  # a cut may lie that much less deep
     with pytest.raises(CalibrationError, match=rf"\b{path[-1]}\b"):
         from_dict(put(to_dict(SMALL), path, wrong))
 
 
 @pytest.mark.parametrize("path", [(), ("statistic",), ("stacks", 0), ("stacks", 0, "sequences", 1)], ids=str)
 def test_an_unknown_key_is_refused(path: tuple[str | int, ...]) -> None:
-    with pytest.raises(CalibrationError, match=r"\.surprise: not a field of this format"):
-        from_dict(put(to_dict(SMALL), (*path, "surprise"), 1))
+    with pytest.raises(CalibrationError, match=r"\.unheard_of: not a field of this format"):
+        from_dict(put(to_dict(SMALL), (*path, "unheard_of"), 1))
 
 
 @pytest.mark.parametrize(
@@ -120,11 +188,30 @@ def test_an_unknown_key_is_refused(path: tuple[str | int, ...]) -> None:
     [
         (
             ("schema",),
-            "veridifr-calibration/2",
-            "schema: got 'veridifr-calibration/2', expected 'veridifr-calibration/1'",
+            "veridifr-calibration/3",
+            "schema: got 'veridifr-calibration/3', expected 'veridifr-calibration/2' or 'veridifr-calibration/1'",
         ),
         (("statistic", "name"), "other", r"statistic\.name: got 'other'"),
-        (("statistic", "multiples"), [], r"statistic\.multiples: got none"),
+        (("statistic", "alternatives"), [], r"statistic\.alternatives: got none of larger noise"),
+        (
+            ("statistic", "alternatives", 0, "kind"),
+            "luck",
+            r"alternatives\[0\]\.kind: got 'luck', expected one of noise",
+        ),
+        (
+            ("statistic", "alternatives", 0, "size"),
+            0,
+            r"alternatives\[0\]\.size: got 0, expected a number in 0\.001 to",
+        ),
+        (("statistic", "spread"), -0.1, r"statistic\.spread: got -0\.1, expected a number"),
+        (("effects",), [2.0, 1.5], "effects: expected ascending"),
+        (("effects",), [], "effects: expected ascending"),
+        (("effects",), [1.5, 2.1], "effects: the declared deviation detect_sigma is none of them"),
+        (("stacks", 0, "fit_sequences"), 2, r"stacks\[0\]\.fit: got 1 sequences, fit_sequences says 2"),
+        (("stacks", 0, "fit", 0, "prompt"), SEQUENCE.prompt, r"stacks\[0\]\.fit: a prompt is also one of the null"),
+        (("stacks", 0, "sequences", 0, "simulated"), [[1.0, 2.0]], r"simulated: got 1 rows, expected 2"),
+        (("stacks", 0, "sequences", 0, "simulated", 1), [1.0], r"simulated: got 1 values, expected 2"),
+        (("stacks", 0, "sequences", 0, "surprise"), [1.0], r"surprise: got 1 values, expected 2"),
         (("statistic", "sigma"), 0, r"statistic\.sigma: got 0, expected a number"),
         (("edges",), [5, 2], "edges: expected ascending"),
         (("edges",), [2, 2], "edges: expected ascending"),

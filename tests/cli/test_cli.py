@@ -289,7 +289,7 @@ def test_report_renders_findings_again(shop: Shop, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == text
     assert again.read_bytes() == first.read_bytes()
     assert main(["report", str(shop.calibration)]) == 2
-    assert "calibration.json: finding.schema: got 'veridifr-calibration/1'" in only_line(capsys.readouterr().err)
+    assert "calibration.json: finding.schema: got 'veridifr-calibration/2'" in only_line(capsys.readouterr().err)
 
 
 def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

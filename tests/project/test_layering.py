@@ -50,6 +50,7 @@ THIRD_PARTY: dict[str, tuple[str, ...] | None] = {
     "huggingface_hub": ("veridifr.references",),
     "httpx": ("veridifr.references",),
     "pyarrow": ("veridifr.traces",),
+    "numba": ("veridifr.rng.compiled",),
 }
 
 

@@ -15,6 +15,7 @@ from veridifr.finding import (
     LogitNoise,
     Provenance,
     SequenceResult,
+    SequentialSummary,
     StackResult,
     TestSummary,
     TokenNote,
@@ -163,6 +164,14 @@ def consistent(**changes: Any) -> Finding:
         worst_tokens=(),
     )
     return replace(finding, **changes)
+
+
+def sequential() -> Finding:
+    """The divergent one, had it been a sequential audit."""
+    finding = divergent(p_value=0.01, sequences=7)
+    assert finding.test is not None
+    ended = SequentialSummary(status="rejected", e_value=100.0, n=7, ordered=40, seed=3, floor=0.05)
+    return replace(finding, test=replace(finding.test, name="Sequential test", permutations=0, sequential=ended))
 
 
 def temperature(**changes: Any) -> Finding:

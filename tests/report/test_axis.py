@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from veridifr.report.axis import Axis, score_axis, size_axis
@@ -34,6 +34,7 @@ def test_scores_far_above_honest_ones_get_a_symlog_axis() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0, 1e3))
+@example([2.0], 1.1125369292536007e-308)
 def test_every_score_lies_on_its_axis(scores: list[float], typical: float) -> None:
     axis = score_axis(scores, typical, 10.0, 500.0)
     places = [axis.at(s) for s in sorted(scores)]

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from report_examples import divergent, no_evidence, one_of_each, results, undecided
+from report_examples import divergent, no_evidence, one_of_each, results, sequential, undecided
 
 from veridifr.errors import InputError
 from veridifr.finding import Finding, LogitNoise, Verdict
-from veridifr.report import from_json, read_json, schema, to_json, write_json
+from veridifr.report import from_json, read_json, schema, to_html, to_json, to_text, write_json
 
 EACH = [pytest.param(finding, id=finding.verdict.value) for finding in one_of_each()]
 
@@ -206,3 +206,30 @@ def test_texts_and_numbers_survive(text: str, value: float) -> None:
     worst = tuple(replace(note, before=text, claimed=text) for note in divergent().worst_tokens)
     finding = divergent(reason=text, mean_margin=value, worst_tokens=worst)
     assert from_json(json.loads(json.dumps(to_json(finding)))) == finding
+
+
+def test_findings_written_before_sequential_audits_are_read() -> None:
+    """The key came later; where it is absent, the number of sequences was fixed."""
+    value = to_json(divergent())
+    assert value["test"].pop("sequential") is None
+    assert valid(value)
+    assert from_json(value) == divergent()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("status", "lost"), ("n", -1), ("e_value", -0.5), ("floor", -1.0), ("seed", -1)]
+)
+def test_a_sequential_end_that_means_nothing_is_refused(field: str, value: object) -> None:
+    good = sequential()
+    assert from_json(to_json(good)) == good
+    changed = to_json(good)
+    changed["test"]["sequential"][field] = value
+    with pytest.raises(InputError, match=rf"test\.sequential\.{field}: got"):
+        from_json(changed)
+    assert not valid(changed)
+
+
+def test_a_sequential_end_is_told() -> None:
+    told = "rejected after 7 of 40 sequences, e-value 100, order from seed 3"
+    assert told in " ".join(to_text(sequential()).split())
+    assert told.capitalize() in to_html([sequential()])

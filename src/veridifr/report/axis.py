@@ -63,7 +63,8 @@ def score_axis(values: Sequence[float], typical: float, left: float, right: floa
     """An axis for scores: linear while they stay within ten times the typical honest one, symlog otherwise."""
     low, high = min(values), max(values)
     if low >= 0 and typical > 0 and high > 10 * typical:
-        unit = 10.0 ** math.floor(math.log10(typical))
+        # Twelve decades are enough for a page, and a unit near the smallest float would overflow.
+        unit = 10.0 ** max(math.floor(math.log10(typical)), math.floor(math.log10(high)) - 12)
         return Axis(kind="symlog", low=0.0, high=high * 1.15, unit=unit, left=left, right=right)
     bottom = 0.0 if 0 <= low <= 0.5 * high else low
     room = (high - bottom) * 0.05 or abs(high) * 0.5 or 1.0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from veridifr.errors import InputError
-from veridifr.finding import Finding
+from veridifr.finding import Finding, SequentialSummary
 from veridifr.report.plain import from_plain, to_plain
 
 SCHEMA = "veridifr-finding/1"
@@ -129,6 +129,8 @@ def _check_ranges(finding: Finding, where: str) -> None:
     if finding.test is not None:
         shares["test.power"] = finding.test.power
         shares |= {f"test.stacks[{i}].p_value": stack.p_value for i, stack in enumerate(finding.test.stacks)}
+        if finding.test.sequential is not None:
+            _check_sequential(finding.test.sequential, f"{where}.test.sequential")
     for name, share in shares.items():
         if share is not None and not 0 <= share <= 1:
             raise InputError(f"{where}.{name}: got {share}, expected 0 to 1")
@@ -150,6 +152,15 @@ def _check_ranges(finding: Finding, where: str) -> None:
         raise InputError(f"{where}.diagnosis.code: got {diagnosis.code[:60]!r}, expected one of {', '.join(_CODES)}")
 
 
+def _check_sequential(summary: SequentialSummary, where: str) -> None:
+    if summary.status not in _ENDS:
+        raise InputError(f"{where}.status: got {summary.status[:60]!r}, expected one of {', '.join(_ENDS)}")
+    for name in ("e_value", "n", "ordered", "seed", "floor"):
+        if getattr(summary, name) < 0:
+            raise InputError(f"{where}.{name}: got {getattr(summary, name)}, expected 0 or more")
+
+
+_ENDS = ("rejected", "given up", "spent")
 _COUNTS = ("sequences", "sequences_unsupported", "tokens_requested", "tokens_scored")
 
 

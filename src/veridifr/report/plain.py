@@ -78,14 +78,15 @@ def _record(kind: type, value: object, where: str) -> Any:
     if not isinstance(value, dict):
         raise _wrong(where, value, "an object")
     hints = get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
+    names = {f.name: bool(f.metadata.get("later")) for f in dataclasses.fields(kind)}
     for key in value:
         if key not in names:
             raise InputError(f"{where}: unknown field {_shown(key)}")
-    for name in names:
-        if name not in value:
+    for name, later in names.items():
+        if name not in value and not later:
             raise InputError(f"{where}: missing field {name!r}")
-    return kind(**{name: from_plain(hints[name], value[name], f"{where}.{name}") for name in names})
+    found = [name for name in names if name in value]  # what came later keeps its default
+    return kind(**{name: from_plain(hints[name], value[name], f"{where}.{name}") for name in found})
 
 
 def _tuple(kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:

@@ -244,7 +244,7 @@ def _test(finding: Finding) -> Html | None:
     ]
     lead = element(
         "p",
-        f"Test: {test.name}. Statistic: {test.statistic}. Permutations: {test.permutations:,}. ",
+        f"Test: {test.name}. Statistic: {test.statistic}. {words.how_tested(test).capitalize()}. ",
         "The unit is the sequence, since tokens of one sequence depend on each other. ",
         "The p-value is the largest over the honest stacks. ",
         _power(test),

@@ -60,7 +60,7 @@ def _what(finding: Finding) -> Block:
     ]
     test = finding.test
     if test is not None:
-        lines.append(("Test", f"{test.name}; statistic: {test.statistic}; {plural(test.permutations, 'permutation')}"))
+        lines.append(("Test", f"{test.name}; statistic: {test.statistic}; {words.how_tested(test)}"))
         lines += [
             ("", f"against {s.name}: p = {number(s.p_value)}, {plural(s.sequences, 'honest sequence')}")
             for s in test.stacks

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from veridifr.finding import Finding, Interval, SequenceResult, Verdict
+from veridifr.finding import Finding, Interval, SequenceResult, TestSummary, Verdict
 
 UNKNOWN = "not known"
 
@@ -148,6 +148,17 @@ def odds(finding: Finding) -> str:
     return (
         f"An honest provider would look {how} in {rarity(finding.p_value)} "
         f"(p = {number(finding.p_value)}, {side} the error rate asked for, α = {number(finding.alpha)})."
+    )
+
+
+def how_tested(test: TestSummary) -> str:
+    """What the test did, after its name: permutations, or where a sequential one ended."""
+    ended = test.sequential
+    if ended is None:
+        return plural(test.permutations, "permutation")
+    return (
+        f"{ended.status} after {ended.n:,} of {plural(ended.ordered, 'sequence')}, e-value {number(ended.e_value)}, "
+        f"order from seed {ended.seed}"
     )
 
 

@@ -11,7 +11,7 @@ from veridifr.traces.codec import (
     trace_from_dict,
     trace_to_dict,
 )
-from veridifr.traces.files import digest_file, read_trace_files, read_traces, write_traces
+from veridifr.traces.files import digest_file, read_batches, read_trace_files, read_traces, write_traces
 from veridifr.traces.importers import IMPORT_KINDS, from_openai, from_vllm, import_file, sampling_from_vllm
 from veridifr.traces.peer_files import from_difr, from_token_difr
 from veridifr.traces.request_files import read_requests
@@ -30,6 +30,7 @@ __all__ = [
     "from_token_difr",
     "from_vllm",
     "import_file",
+    "read_batches",
     "read_requests",
     "read_trace_files",
     "read_traces",

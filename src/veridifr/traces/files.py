@@ -31,6 +31,15 @@ def read_trace_files(paths: Iterable[str | Path]) -> list[Trace]:
     return [trace for _, trace in _unique([Path(path) for path in paths], MAX_LINE_BYTES)]
 
 
+def read_batches(paths: Iterable[str | Path]) -> list[list[Trace]]:
+    """The traces of several files, file by file. See `read_trace_files`."""
+    files = [Path(path) for path in paths]
+    batches: list[list[Trace]] = [[] for _ in files]
+    for number, trace in _unique(files, MAX_LINE_BYTES):
+        batches[number].append(trace)
+    return batches
+
+
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
     """Write traces to one file, atomically: the file is complete, or as it was before.
 
@@ -70,16 +79,17 @@ def _suffix(path: Path) -> str:
     raise TraceError(f"{path}: unknown kind of file, expected a name that ends in {', '.join(SUFFIXES)}")
 
 
-def _unique(paths: list[Path], limit: int) -> Iterator[tuple[str, Trace]]:
+def _unique(paths: list[Path], limit: int) -> Iterator[tuple[int, Trace]]:
+    """Each trace with the number of its file."""
     places: dict[str, str] = {}
-    for path in paths:
+    for number, path in enumerate(paths):
         found = read_parquet(path) if _suffix(path) == ".parquet" else read_jsonl(path, limit=limit)
         before = len(places)
         for place, trace in found:
             if trace.id in places:
                 raise TraceError(f"{place}: id: {trace.id!a} was used before, at {places[trace.id]}")
             places[trace.id] = place
-            yield place, trace
+            yield number, trace
         if len(places) == before:
             raise TraceError(f"{path}: holds no traces")
 
