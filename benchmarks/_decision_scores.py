@@ -39,6 +39,8 @@ LEFT_OUT = ("honest.v2.plain",)
 """Another sampling setting: another null."""
 EDGES = (30, 50, 75, 100, 150, 200, 300)
 SHUFFLED = (30, 100, 300, 600)
+MOST_SHUFFLED = 6000
+"""Shuffled batches kept of each set: more would only make the file larger."""
 FITTED_SEQUENCES = 800
 """Sequences of the calibration split that sigma, epsilon and the clips are fitted on; all of it informs bets."""
 SIZES = (1.3, 2.0, 4.0, 10.0)
@@ -155,7 +157,7 @@ def shuffled(
     order = rng.permutation(len(ratios))
     found = {}
     for size in SHUFFLED:
-        count = len(order) // size
+        count = min(len(order) // size, MOST_SHUFFLED)
         index = order[: count * size].reshape(count, size)
         sums = np.stack([ratios[row].sum(axis=0, dtype=np.float64) for row in index])
         likelihood = np.minimum(mixed(sums, weights_A), CAP)
