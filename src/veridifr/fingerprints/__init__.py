@@ -1,7 +1,8 @@
 """Fingerprints of activations: projections of hidden states in a few bytes, and the TOPLOC baseline beside them.
 
 Provider and verifier share `spec`, `projection`, `encoding` and `wire`; `capture` takes hidden states from a torch
-model; `attached` puts a fingerprint into a trace; `score` is the verifier's; `merkle` commits to several taps. docs/fingerprints.md is the norm.
+model; `attached` puts a fingerprint into a trace; `score` is the verifier's; `merkle` commits to several taps.
+docs/fingerprints.md is the norm.
 """
 
 from veridifr.fingerprints.attached import fingerprint_of, with_fingerprint
