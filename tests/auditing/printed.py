@@ -29,7 +29,7 @@ from veridifr.trace import Trace
 from veridifr.traces import read_traces
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from rounded_weights import LINEAR, round_groups  # noqa: E402
+from rounded_weights import LINEAR, round_groups
 
 SPEC = FingerprintSpec(
     seed=5, hidden_size=256, k=8, encoding="wrapped3", taps=("final", "layer.1", "layer.4"), step_log2=(-5, -8, -6)

@@ -166,9 +166,7 @@ def _check_sequential(summary: SequentialSummary, where: str) -> None:
 
 def _check_fingerprints(summary: FingerprintSummary, where: str) -> None:
     if summary.speaks not in _SPEAKERS:
-        raise InputError(
-            f"{where}.speaks: got {summary.speaks!r:.40}, expected null or one of tokens, fingerprints, both"
-        )
+        raise InputError(f"{where}.speaks: got {summary.speaks!r:.40}, expected one of {_SPEAKERS}")
     for name in ("sequences", "missing"):
         if getattr(summary, name) < 0:
             raise InputError(f"{where}.{name}: got {getattr(summary, name)}, expected 0 or more")
