@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,10 @@ def test_scales_come_from_the_fit_part() -> None:
     assert [len(one.scores) for one in null.stacks[0].sequences] == [3, 3, 3]
     assert all(len(row) == 2 for one in null.stacks[0].sequences for row in one.scores)
     assert fit_null(None, [2], [], []) is None
+
+
+def test_the_documents_example_is_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "fingerprints.md").read_text("utf-8")
+    value = json.loads(text.split("## In a trace", 1)[1].split("```json", 1)[1].split("```", 1)[0])
+    found = fingerprint_of(replace(make_trace([7]), extra={KEY: value}))
+    assert found is not None and found.payloads == (b"\xc9",)
