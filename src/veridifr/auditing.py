@@ -64,11 +64,10 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
 
     `alpha` is the probability with which an honest provider is called divergent. `requests` is what the verifier asked
     for, as traces whose outputs are ignored; without it the claims stand in. `engine` fixes the engine record; default
-    the one that most traces state. `seed` draws the permutations. `fingerprints`: auto tests those that traces carry if
-    the calibration knows them, required always, off never (`fingerprint_judging.settle`). Steps: (1) fix the record and
-    its contract, (2) check that the calibration fits, (3) replay and score every sequence that was asked for, (4) test
-    their scores against each honest stack at matched lengths and weigh power and coverage, (5) if divergent, look for
-    the cause.
+    the one that most traces state. `seed` draws the permutations. `fingerprints` is auto (those that traces carry, if
+    the calibration knows them), required or off. Steps: (1) fix the record and its contract, (2) check that the
+    calibration fits, (3) replay and score every sequence that was asked for, (4) test their scores against each honest
+    stack at matched lengths and weigh power and coverage, (5) if divergent, look for the cause.
 
     With `sequential` the sequences are replayed and looked at one by one, in an order fixed by its seed, until the test
     is decided; the finding is about those looked at. To go on with more traces, give the old and the new ones, and the

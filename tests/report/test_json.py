@@ -251,7 +251,7 @@ def test_fingerprints_are_told_and_read_again() -> None:
     good = divergent(fingerprints=PRINTS)
     value = json.loads(json.dumps(to_json(good), allow_nan=False))
     assert valid(value) and from_json(value) == good
-    line = "the fingerprints speak, the tokens do not; p = 0.4 for tokens and 0.0001 for fingerprints; 39 sequences compared"
+    line = "the fingerprints speak, the tokens do not; p = 0.4 for tokens and 0.0001 for fingerprints; 39 sequences"
     assert line in " ".join(to_text(good).split())
     assert line in to_html([good])
     silent = divergent(fingerprints=replace(PRINTS, speaks=None, p_value=None, tap=None, reasons={}))
