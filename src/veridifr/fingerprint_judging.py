@@ -101,7 +101,7 @@ def _weigh(
     null = calibration.fingerprints
     if null is None or found.p_value is None:
         return found
-    measured, reasons = _measured(planned, items, sent, null)
+    measured, reasons = _measured(planned, items, sent, null, calibration.edges[0])
     compared = _Compared.of(measured, null, calibration.edges)
     results = [] if compared is None else compared.test(0, alpha / 2, rng)
     p_value = max((result.p_value for result in results), default=None)
@@ -132,7 +132,11 @@ def explained(summary: FingerprintSummary) -> Diagnosis:
 
 
 def _measured(
-    planned: Sequence[Planned], items: Sequence[ScoredItem], sent: Mapping[str, Trace], null: FingerprintNull
+    planned: Sequence[Planned],
+    items: Sequence[ScoredItem],
+    sent: Mapping[str, Trace],
+    null: FingerprintNull,
+    shortest: int,
 ) -> tuple[list[Measured], dict[str, str]]:
     """Fingerprints that can be compared, and why each other one that was owed is missing."""
     by_id = {item.planned.id: item for item in items}
@@ -145,9 +149,14 @@ def _measured(
             reasons[entry.id] = "its tokens could not be replayed"
             continue
         try:
-            measured.append(measure(sent[entry.id], item.scored.evidence, null.spec))
+            one = measure(sent[entry.id], item.scored.evidence, null.spec)
         except FingerprintError as error:
             reasons[entry.id] = str(error)
+            continue
+        if one.tokens < shortest:
+            reasons[entry.id] = f"{one.tokens} tokens are fewer than the calibration's shortest length of {shortest}"
+        else:
+            measured.append(one)
     return measured, reasons
 
 

@@ -37,16 +37,17 @@ SPEC = FingerprintSpec(
 SIZES = {"v1": 16, "int4": 16, "calibration.v1": 32}
 
 
-def provider(*, bits: int | None = None) -> Any:
-    """The bundled model as a provider runs it, with weights rounded to so many bits."""
+def provider(*, bits: int | None = None, layers: Sequence[int] = range(6)) -> Any:
+    """The bundled model as a provider runs it, with the weights of some layers rounded to so many bits."""
     model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32, local_files_only=True).eval()
     for layer in model.base_model.layers:
         layer.register_forward_hook(lambda _module, _given, out: _rounded(out))
     if bits is not None:
         with torch.no_grad():
-            for name, module in model.named_modules():
-                if name.split(".")[-1] in LINEAR:
-                    module.weight.copy_(round_groups(module.weight, bits))
+            for number in layers:
+                for name, module in model.base_model.layers[number].named_modules():
+                    if name.split(".")[-1] in LINEAR:
+                        module.weight.copy_(round_groups(module.weight, bits))
     return model
 
 

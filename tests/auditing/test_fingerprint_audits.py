@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from printed import SPEC, Printed, prefilled, provider
+from printed import SPEC, Printed, prefilled, provider, stamped
 
 from veridifr import auditing
 from veridifr.auditing import audit
@@ -122,6 +122,14 @@ def test_fingerprints_of_rounded_weights(printed: Printed) -> None:
     assert finding.verdict is Verdict.DIVERGENT
     assert summary(finding).speaks == "fingerprints"
     assert summary(finding).tap == "layer.1"
+
+
+@pytest.mark.parametrize(("layers", "tap"), [((0, 1), "layer.1"), ((3,), "layer.4"), ((5,), "final")])
+def test_the_depth_at_which_a_deviation_starts(printed: Printed, layers: tuple[int, ...], tap: str) -> None:
+    """Only some layers are rounded; those after them run honestly, on what they are given."""
+    finding = run(printed, stamped(provider(bits=4, layers=layers), printed["v1"]))
+    assert finding.verdict is Verdict.DIVERGENT
+    assert (summary(finding).speaks, summary(finding).tap) == ("fingerprints", tap)
 
 
 def test_tokens_and_fingerprints_of_rounded_weights(printed: Printed) -> None:
