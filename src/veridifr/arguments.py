@@ -94,6 +94,12 @@ def _audit(command: argparse.ArgumentParser) -> None:
         "--seed", type=_whole, default=0, metavar="N", help="of the lots and the sequential order (default 0)"
     )
     command.add_argument(
+        "--fingerprints",
+        choices=("auto", "required", "off"),
+        default="auto",
+        help="test fingerprints: if the traces have some (default), of every sequence, or never",
+    )
+    command.add_argument(
         "--never-give-up",
         action="store_true",
         help="with --sequential: look on for small deviations, and for those on a part of the requests",
@@ -112,6 +118,7 @@ def _calibrate(command: argparse.ArgumentParser) -> None:
         metavar="sigma=S",
         help="smallest logit noise that a consistent verdict rules out (default: twice the honest)",
     )
+    _specification(command)
     command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
     _quiet(command)
 
@@ -134,7 +141,14 @@ def _replay(command: argparse.ArgumentParser) -> None:
     command.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="trace files")
     _reference_options(command)
     command.add_argument("--out", required=True, type=Path, metavar="EVIDENCE", help="written, or gone on with")
+    _specification(command)
     _quiet(command)
+
+
+def _specification(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--fingerprints", type=Path, metavar="SPEC", help="a fingerprint specification (JSON): also project by it"
+    )
 
 
 def _samplers(command: argparse.ArgumentParser) -> None:

@@ -19,8 +19,9 @@ from veridifr.diagnosis import diagnose
 from veridifr.errors import TraceError, UnsupportedError
 from veridifr.evidence import Evidence
 from veridifr.finding import Diagnosis, Finding, Provenance, Verdict
+from veridifr.fingerprint_judging import explained, judge_both, settle
 from veridifr.hypotheses import ScoredSequence
-from veridifr.judging import Judgement, honest_scores, judge, nothing_scored
+from veridifr.judging import Judgement, honest_scores, nothing_scored
 from veridifr.references import Reference
 from veridifr.replay import Replayer
 from veridifr.requests import Planned, plan
@@ -57,14 +58,16 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     sources: Sources | None = None,
     seed: int = 0,
     sequential: Sequential | bool = False,
+    fingerprints: str = "auto",
 ) -> Finding:
     """Judge whether `traces` came from the model, weights and sampling settings that they claim.
 
     `alpha` is the probability with which an honest provider is called divergent. `requests` is what the verifier asked
     for, as traces whose outputs are ignored; without it the claims stand in. `engine` fixes the engine record; default
-    the one that most traces state. `seed` draws the permutations. Steps: (1) fix the record and its contract, (2) check
-    that the calibration fits, (3) replay and score every sequence that was asked for, (4) test their scores against
-    each honest stack at matched lengths and weigh power and coverage, (5) if divergent, look for the cause.
+    the one that most traces state. `seed` draws the permutations. `fingerprints` is auto (those that traces carry, if
+    the calibration knows them), required or off. Steps: (1) fix the record and its contract, (2) check that the
+    calibration fits, (3) replay and score every sequence that was asked for, (4) test their scores against each honest
+    stack at matched lengths and weigh power and coverage, (5) if divergent, look for the cause.
 
     With `sequential` the sequences are replayed and looked at one by one, in an order fixed by its seed, until the test
     is decided; the finding is about those looked at. To go on with more traces, give the old and the new ones, and the
@@ -75,6 +78,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     """
     _check(traces, requests, alpha)
     rng = np.random.default_rng(seed)
+    prints = settle(fingerprints, traces, calibration, replayer or Replayer(reference), sequential=bool(sequential))
     # (1) one record and one setting for the whole audit, from what is stated and before any token is looked at
     record = engine or _commonest([trace.engine for trace in traces], requests)
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
@@ -89,14 +93,14 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         model=traces[0].model if traces else "",
         record=record,
         planned=planned,
-        quiet=replayer is None or replayer.quiet,
+        quiet=prints.replayer.quiet,
     )
     if isinstance(settled, str):
         left_out = {item.id: item.reason or settled for item in planned}
         judgement = nothing_scored(settled, unsupported=any(item.trace is not None for item in planned))
         return run.finding([], left_out, None, tuple(assumptions), judgement)
     head, inference = settled
-    assumptions += inference.assumptions
+    assumptions += (*inference.assumptions, *prints.assumptions)
     if head.model != calibration.model:
         assumptions.append(f"The traces name the model {head.model!r}, the calibration {calibration.model!r}.")
     # (2) the calibration must be for this model, contract and setting
@@ -104,7 +108,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     planned = [_same_setting(item, head) for item in planned]
 
     def score_some(some: Sequence[Planned]) -> tuple[list[ScoredItem], dict[str, str]]:
-        return _score_all(some, inference.contract, reference, replayer)
+        return _score_all(some, inference.contract, reference, prints.replayer)
 
     # (3) evidence and scores; a sequence that cannot be scored keeps its reason and counts against coverage
     # (4) one test, one error rate
@@ -116,7 +120,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         items, left_out, found = looked.items, looked.left_out, looked.judgement
     else:
         items, left_out = score_some(planned)
-        found = judge(planned, items, calibration, alpha, rng)
+        found = judge_both(prints, traces, planned, items, calibration, alpha, rng)
     if found is None:
         why = next(iter(left_out.values()), "no token could be scored")
         found = nothing_scored(why, unsupported=bool(left_out) and not items)
@@ -189,12 +193,12 @@ def _score_all(
     planned: Sequence[Planned],
     contract: Contract,
     reference: Reference,
-    replayer: Replayer | None,
+    replayer: Replayer,
 ) -> tuple[list[ScoredItem], dict[str, str]]:
     """Scored sequences in the order planned, and the reason for each one that is not."""
     order = {item.id: place for place, item in enumerate(planned)}
     items, left_out = [], {}
-    for item, evidence in (replayer or Replayer(reference)).run(planned, label="replay"):
+    for item, evidence in replayer.run(planned, label="replay"):
         if item.trace is None or evidence is None:
             left_out[item.id] = item.reason or "no evidence"
             continue
@@ -248,7 +252,10 @@ class _Run:
         divergent = judgement.verdict is Verdict.DIVERGENT
         speaking = [item for item in items if item.speaks]
         diagnosis = Diagnosis()
-        if divergent:
+        prints = judgement.fingerprints
+        if divergent and prints is not None and prints.speaks == "fingerprints":
+            diagnosis = explained(prints)
+        elif divergent:
             scored = [item.scored for item in speaking]
             diagnosis = diagnose(scored, self.calibration.statistic, self.rng, quiet=self.quiet)
         return Finding(
@@ -276,6 +283,7 @@ class _Run:
             worst_tokens=summaries.worst_tokens(speaking, self.reference) if divergent else (),
             honest_scores=honest_scores(items, self.calibration),
             honest_exact_match=self.calibration.exact_match,
+            fingerprints=judgement.fingerprints,
         )
 
     def _provenance(self, items: Sequence[ScoredItem]) -> Provenance:

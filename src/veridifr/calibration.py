@@ -22,6 +22,8 @@ from veridifr._version import __version__
 from veridifr.contracts.registry import infer
 from veridifr.effects import effect_scores, surprises
 from veridifr.errors import CalibrationError, UnsupportedError
+from veridifr.fingerprint_null import FingerprintNull, Measured, fit_null, measure_honest
+from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.likelihood import SIGMA_GRID, fit_sigma, mix, win_matrix
 from veridifr.references import Reference
 from veridifr.replay import Replayer
@@ -90,6 +92,8 @@ class Calibration:
     stacks: tuple[Stack, ...]
     created: str
     veridifr: str = __version__
+    fingerprints: FingerprintNull | None = None
+    """None: the honest traces' fingerprints, if they had any, were not calibrated."""
 
     @property
     def contracts(self) -> tuple[str, ...]:
@@ -180,6 +184,7 @@ class HonestTraces:
 class _Scored:
     planned: Planned
     scores: Scores
+    measured: Measured | None
 
     @property
     def trace(self) -> Trace:
@@ -194,18 +199,20 @@ def calibrate(
     detect_sigma: float | None = None,
     replayer: Replayer | None = None,
     seed: int = 0,
+    fingerprints: FingerprintSpec | None = None,
 ) -> Calibration:
     """Build a calibration from honest traces, pooled over `stacks`.
 
     `detect_sigma` (logits) is the smallest deviation that a consistent verdict will rule out; default twice the honest
-    effective logit noise. Raises `CalibrationError` where the traces do not agree in model, sampling or engine, or are
+    effective logit noise. With `fingerprints` every honest trace must carry one of that specification, and audits can
+    use them. Raises `CalibrationError` where the traces do not agree in model, sampling or engine, or are
     too few.
     """
     if not stacks or not all(stack.traces for stack in stacks):
         raise CalibrationError("calibration: got no honest traces")
-    replayer = replayer or Replayer(reference)
+    replayer = (replayer or Replayer(reference)).with_projections(fingerprints)
     first = stacks[0].traces[0]
-    scored = [(stack, *_score_stack(stack, first, reference, replayer)) for stack in stacks]
+    scored = [(stack, *_score_stack(stack, first, reference, replayer, fingerprints)) for stack in stacks]
     parts = [_split(items) for _, _, items in scored]
     for (stack, _, items), (fit, null) in zip(scored, parts, strict=True):
         if len(fit) < FEWEST_FIT or len(null) < FEWEST_NULL:
@@ -240,11 +247,17 @@ def calibrate(
             for (stack, contract, _), (fit, null) in zip(scored, parts, strict=True)
         ),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        fingerprints=fit_null(
+            fingerprints,
+            edges,
+            [item.measured for fit, _ in parts for item in fit],
+            [(stack.name, [item.measured for item in null]) for stack, (_, null) in zip(stacks, parts, strict=True)],
+        ),
     )
 
 
 def _score_stack(
-    stack: HonestTraces, first: Trace, reference: Reference, replayer: Replayer
+    stack: HonestTraces, first: Trace, reference: Reference, replayer: Replayer, spec: FingerprintSpec | None
 ) -> tuple[str, list[_Scored]]:
     head = stack.traces[0]
     seen: set[str] = set()
@@ -264,7 +277,7 @@ def _score_stack(
     except UnsupportedError as error:
         raise CalibrationError(f"calibration: {stack.name}: {error}") from error
     planned, _ = plan(stack.traces, None, head.engine, reference.eos_ids, reference.decode)
-    found = []
+    found, sent = [], {trace.id: trace for trace in stack.traces}
     for item, evidence in replayer.run(planned, label=f"replay {stack.name}"):
         if evidence is None or item.trace is None:
             raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {item.reason}")
@@ -273,7 +286,8 @@ def _score_stack(
             scores = score(item.trace, evidence, claim, eos_ids=reference.eos_ids)
         except UnsupportedError as error:
             raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {error}") from error
-        found.append(_Scored(planned=item, scores=scores))
+        measured = measure_honest(sent[item.id], evidence, spec, f"calibration: {stack.name}: sequence {item.id!r}")
+        found.append(_Scored(planned=item, scores=scores, measured=measured))
     return inference.contract.id, found
 
 

@@ -1,7 +1,8 @@
 """Calibrations on disk: strict JSON. Unknown keys are refused, because a null that is half understood is no null.
 
-Format 2 is written; format 1 is read too. That one has no fit part, no surprise and one simulated deviation, and its
-statistic knew larger errors of one size per token, and tokens drawn anew.
+Format 2 is written, with the key `fingerprints` only where honest ones were calibrated. Format 1 is read too. That one
+has no fit part, no surprise and one simulated deviation, and its statistic knew larger errors of one size per token,
+and tokens drawn anew.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import numpy as np
 from veridifr.calibration import SCHEMA, Calibration, HonestSequence, Stack
 from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
+from veridifr.fingerprint_null_io import null_from_value, null_to_dict
 from veridifr.statistic import Alternative, Kind, LikelihoodRatio
+from veridifr.strict_fields import Fields
 from veridifr.traces.strict_json import parse_json
 
 FIRST_SCHEMA = "veridifr-calibration/1"
 
 MAX_BYTES = 256 * 2**20
-_MOST = 1_000_000
 _SIZES: Mapping[Kind, tuple[float, float]] = {
     "noise": (1e-3, 1e6),
     "temperature": (-0.99, 10.0),
@@ -52,7 +54,7 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
 
 def to_dict(calibration: Calibration) -> dict[str, Any]:
     """The JSON object of a calibration."""
-    statistic = calibration.statistic
+    statistic, fingerprints = calibration.statistic, calibration.fingerprints
     return {
         "schema": SCHEMA,
         "veridifr": calibration.veridifr,
@@ -83,6 +85,7 @@ def to_dict(calibration: Calibration) -> dict[str, Any]:
             }
             for stack in calibration.stacks
         ],
+        **({} if fingerprints is None else {"fingerprints": null_to_dict(fingerprints)}),
     }
 
 
@@ -116,7 +119,7 @@ def read_calibration(path: Path) -> tuple[Calibration, str]:
 
 def from_dict(value: object) -> Calibration:
     """A calibration from its JSON object, every field checked."""
-    top = _Fields("calibration", value)
+    top = Fields("calibration", value)
     schema = top.text("schema")
     if schema not in (SCHEMA, FIRST_SCHEMA):
         raise CalibrationError(f"schema: got {schema[:60]!r}, expected {SCHEMA!r} or {FIRST_SCHEMA!r}")
@@ -143,6 +146,9 @@ def from_dict(value: object) -> Calibration:
         edges=edges,
         stacks=tuple(_stack(i, entry, read) for i, entry in enumerate(top.sequence("stacks"))),
     )
+    fingerprints = None if first else top.optional("fingerprints")
+    if fingerprints is not None:
+        found = replace(found, fingerprints=null_from_value(fingerprints, found.stacks, edges))
     top.finish()
     if not found.stacks:
         raise CalibrationError("stacks: got none")
@@ -151,7 +157,7 @@ def from_dict(value: object) -> Calibration:
 
 
 def _statistic(value: object) -> LikelihoodRatio:
-    fields = _Fields("statistic", value)
+    fields = Fields("statistic", value)
     if fields.text("name") != "likelihood_ratio":
         raise CalibrationError(f"statistic.name: got {fields.text('name')[:60]!r}, expected 'likelihood_ratio'")
     found = LikelihoodRatio(
@@ -165,7 +171,7 @@ def _statistic(value: object) -> LikelihoodRatio:
 
 
 def _alternative(index: int, value: object) -> Alternative:
-    fields = _Fields(f"statistic.alternatives[{index}]", value)
+    fields = Fields(f"statistic.alternatives[{index}]", value)
     given = fields.take("kind")
     kind = next((known for known in _SIZES if known == given), None)
     if kind is None:
@@ -179,7 +185,7 @@ def _alternative(index: int, value: object) -> Alternative:
 
 def _first_statistic(value: object) -> LikelihoodRatio:
     """The statistic of format 1: multiples of sigma and a share of tokens drawn anew, of equal weight."""
-    fields = _Fields("statistic", value)
+    fields = Fields("statistic", value)
     if fields.text("name") != "noise_mixture":
         raise CalibrationError(f"statistic.name: got {fields.text('name')[:60]!r}, expected 'noise_mixture'")
     sigma, epsilon = fields.number("sigma", 1e-9, 1e6), fields.number("epsilon", 1e-12, 0.5)
@@ -201,7 +207,7 @@ def _with_noise(statistic: LikelihoodRatio, name: str) -> LikelihoodRatio:
 
 def _stack(index: int, value: object, read: _Sequences) -> Stack:
     where = f"stacks[{index}]"
-    fields = _Fields(where, value)
+    fields = Fields(where, value)
     digest = None if fields.take("traces_digest") is None else fields.text("traces_digest")
     found = Stack(
         name=fields.text("name"),
@@ -234,7 +240,7 @@ class _Sequences:
         return tuple(self._one(f"{where}[{i}]", value) for i, value in enumerate(values))
 
     def _one(self, where: str, value: object) -> HonestSequence:
-        fields = _Fields(where, value)
+        fields = Fields(where, value)
         found = HonestSequence(
             id=fields.text("id"),
             prompt=fields.text("prompt"),
@@ -262,73 +268,3 @@ class _Sequences:
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:
     """Honest scores are compared at the precision of audited ones, whatever a file holds."""
     return tuple(rounded(np.array(values, dtype=np.float64)).tolist())
-
-
-class _Fields:
-    """Takes the fields of one JSON object, each by its type, and refuses what is left over."""
-
-    def __init__(self, where: str, value: object) -> None:
-        if not isinstance(value, Mapping):
-            raise CalibrationError(f"{where}: expected an object")
-        self._where = where
-        self._left = dict(value)
-        self._seen: dict[str, Any] = {}
-
-    def take(self, name: str) -> Any:
-        if name not in self._seen:
-            if name not in self._left:
-                raise CalibrationError(f"{self._where}.{name}: missing")
-            self._seen[name] = self._left.pop(name)
-        return self._seen[name]
-
-    def finish(self) -> None:
-        if self._left:
-            raise CalibrationError(f"{self._where}.{next(iter(self._left))[:60]}: not a field of this format")
-
-    def text(self, name: str) -> str:
-        value = self.take(name)
-        if not isinstance(value, str) or len(value) > 4096:
-            raise CalibrationError(f"{self._where}.{name}: expected a string of at most 4096 characters")
-        return value
-
-    def number(self, name: str, low: float, high: float) -> float:
-        return self._number(name, self.take(name), low, high)
-
-    def numbers(self, name: str, low: float, high: float) -> list[float]:
-        return [self._number(f"{name}[{i}]", value, low, high) for i, value in enumerate(self.sequence(name))]
-
-    def tables(self, name: str, low: float, high: float) -> list[list[float]]:
-        rows = []
-        for i, row in enumerate(self.sequence(name)):
-            if not isinstance(row, list) or len(row) > _MOST:
-                raise CalibrationError(f"{self._where}.{name}[{i}]: expected a list of at most {_MOST} entries")
-            rows.append([self._number(f"{name}[{i}][{j}]", value, low, high) for j, value in enumerate(row)])
-        return rows
-
-    def integer(self, name: str) -> int:
-        return int(self._integer(name, self.take(name)))
-
-    def integers(self, name: str) -> list[int]:
-        return [self._integer(f"{name}[{i}]", value) for i, value in enumerate(self.sequence(name))]
-
-    def sequence(self, name: str) -> Sequence[Any]:
-        value = self.take(name)
-        if not isinstance(value, list) or len(value) > _MOST:
-            raise CalibrationError(f"{self._where}.{name}: expected a list of at most {_MOST} entries")
-        return value
-
-    def mapping(self, name: str) -> Mapping[str, Any]:
-        value = self.take(name)
-        if not isinstance(value, Mapping):
-            raise CalibrationError(f"{self._where}.{name}: expected an object")
-        return dict(value)
-
-    def _number(self, name: str, value: object, low: float, high: float) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise CalibrationError(f"{self._where}.{name}: got {value!r:.40}, expected a number in {low:g} to {high:g}")
-        return float(value)
-
-    def _integer(self, name: str, value: object) -> int:
-        if type(value) is not int or not 0 <= value <= 2**40:
-            raise CalibrationError(f"{self._where}.{name}: got {value!r:.40}, expected a count")
-        return value

@@ -13,12 +13,15 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from veridifr import __version__, cli_plan, cli_seeds
 from veridifr.arguments import parser
 from veridifr.errors import InputError, MissingExtraError, UnsupportedError
 from veridifr.finding import Finding, Verdict
+
+if TYPE_CHECKING:
+    from veridifr.fingerprints.spec import FingerprintSpec
 
 OK, DIVERGENT, USAGE, OPEN, FAILURE = 0, 1, 2, 3, 4
 STATUS = {
@@ -87,6 +90,7 @@ def _audit(given: argparse.Namespace) -> int:
         sequential=Sequential(seed=given.seed, batches=tuple(map(len, batches)), give_up=not given.never_give_up)
         if given.sequential
         else False,
+        fingerprints=given.fingerprints,
     )
     _publish(given, [finding], "Inference audit")
     return STATUS[finding.verdict]
@@ -126,6 +130,7 @@ def _calibrate(given: argparse.Namespace) -> int:
         reference,
         detect_sigma=given.detect,
         replayer=Replayer(reference, spool=given.resume, quiet=given.quiet),
+        fingerprints=_specification(given),
     )
     write_calibration(given.out, calibration)
     if not given.quiet:
@@ -151,7 +156,8 @@ def _replay(given: argparse.Namespace) -> int:
         for trace in traces
     ]
     done, refused = 0, []
-    for item, evidence in Replayer(reference, spool=given.out, quiet=given.quiet).run(planned, label="replay"):
+    replayer = Replayer(reference, spool=given.out, quiet=given.quiet).with_projections(_specification(given))
+    for item, evidence in replayer.run(planned, label="replay"):
         done += evidence is not None
         if evidence is None:
             refused.append(f"{item.id}: {item.reason}")
@@ -228,6 +234,15 @@ def _reference(given: argparse.Namespace) -> Any:
 
     settings = ReferenceSettings(dtype=given.dtype, device=given.device, threads=given.threads, revision=given.revision)
     return load(given.reference, settings)
+
+
+def _specification(given: argparse.Namespace) -> FingerprintSpec | None:
+    """The specification in the file of --fingerprints, None without one."""
+    if given.fingerprints is None:
+        return None
+    from veridifr.fingerprints.spec import from_dict
+
+    return from_dict(_json_argument("--fingerprints", f"@{given.fingerprints}"))
 
 
 def _publish(given: argparse.Namespace, findings: Sequence[Finding], title: str, *, text: bool = True) -> None:

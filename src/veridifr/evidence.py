@@ -36,6 +36,9 @@ class Evidence:
     temperature 1; `rank_T` counts tokens with a larger logit than the claimed one (0 = best). `floor_T`: no unlisted
     token has a larger logit (after penalties and the like); a row that lists everything has floor -inf. `temperature`
     is the one that `tail_T` refers to: the claimed one, or 1 for greedy.
+
+    `projections_AFK`: the reference's own fingerprint, projections of its hidden states [taps, entries, k] by the
+    specification that the reference was asked for; None if it was asked for none.
     """
 
     trace_id: str
@@ -51,6 +54,7 @@ class Evidence:
     floor_T: npt.NDArray[np.float32]
     tail_T: npt.NDArray[np.float64]
     hot_tail_T: npt.NDArray[np.float64]
+    projections_AFK: npt.NDArray[np.float32] | None = None
 
     @property
     def tokens(self) -> int:
@@ -91,6 +95,9 @@ class Evidence:
         steps = np.diff(self.offsets_T1)
         if self.offsets_T1[0] != 0 or self.offsets_T1[-1] != count or (tokens and steps.min() < 1):
             raise self._error("offsets", "every token must own at least one candidate, in order")
+        own = self.projections_AFK
+        if own is not None and not (own.ndim == 3 and own.shape[1] <= tokens and np.isfinite(own).all()):
+            raise self._error("projections", "expected finite values [taps, entries, k]")
         if count:
             self._check_values(steps)
         return self

@@ -4,12 +4,16 @@ Layout (all integers little-endian): the magic line, then records. A record is a
 the arrays as raw bytes in the order and sizes that the header gives, and the SHA-256 of header and arrays. The first
 record describes the reference and has no arrays. An incomplete last record is what a kill leaves behind: readers
 ignore it, writers cut it off. Nothing is unpickled; every length is checked before anything is read.
+
+Format 2 is written where the reference also projects its hidden states: a record may then have the key `projections`,
+three sizes (taps, entries, k), and that many float32 values after the other arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +27,8 @@ from veridifr.evidence import MAX_CANDIDATES, Evidence
 from veridifr.trace import MAX_TOKEN_ID, MAX_TOKENS
 
 MAGIC = b"veridifr-evidence 1\n"
+MAGIC_2 = b"veridifr-evidence 2\n"
+"""Of a file with projections; older versions of this package refuse it."""
 _MAX_HEADER = 65536
 _HASH = 32
 _PER_TOKEN = (
@@ -34,6 +40,7 @@ _PER_TOKEN = (
     ("hot_tail_T", "<f8"),
 )
 _PER_CANDIDATE = (("ids_N", "<i4"), ("logits_N", "<f4"))
+_PROJECTION_LIMITS = (64, MAX_TOKENS, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +83,14 @@ class EvidenceWriter:
             self._file.seek(end)
         else:
             self._file = path.open("wb")
-            self._file.write(MAGIC + _record(header.to_json(), b""))
+            magic = MAGIC if header.settings.get("fingerprints") is None else MAGIC_2
+            self._file.write(magic + _record(header.to_json(), b""))
         self._file.flush()
 
     def append(self, evidence: Evidence) -> None:
         """Write one record; it is on its way to the disk when this returns."""
         body = b"".join(np.ascontiguousarray(values, dtype=kind).tobytes() for values, kind in _arrays(evidence))
-        header = {
+        header: dict[str, Any] = {
             "id": evidence.trace_id,
             "digest": evidence.trace_digest,
             "vocab_size": evidence.vocab_size,
@@ -90,6 +98,10 @@ class EvidenceWriter:
             "tokens": evidence.tokens,
             "candidates": len(evidence.ids_N),
         }
+        own_AFK = evidence.projections_AFK
+        if own_AFK is not None:
+            header["projections"] = list(own_AFK.shape)
+            body += np.ascontiguousarray(own_AFK, dtype="<f4").tobytes()
         self._file.write(_record(header, body))
         self._file.flush()
 
@@ -112,8 +124,8 @@ def scan(path: Path) -> tuple[EvidenceHeader, dict[str, Place]]:
     """The header of an evidence file and the place of each complete record, by trace digest. Arrays are not read."""
     with _open(path) as file:
         size = path.stat().st_size
-        if file.read(len(MAGIC)) != MAGIC:
-            raise EvidenceError(f"{path}: not an evidence file of format 1")
+        if file.read(len(MAGIC)) not in (MAGIC, MAGIC_2):
+            raise EvidenceError(f"{path}: not an evidence file of format 1 or 2")
         first = _read_header(file, path, size)
         if first is None:
             raise EvidenceError(f"{path}: the file ends inside its header")
@@ -171,6 +183,9 @@ def _unpack(entry: Mapping[str, Any], body: memoryview) -> Evidence:
             stop = start + count * np.dtype(kind).itemsize
             fields[name] = np.frombuffer(body[start:stop], dtype=kind)
             start = stop
+    sizes = entry.get("projections")
+    if sizes is not None:
+        fields["projections_AFK"] = np.frombuffer(body[start:], dtype="<f4").reshape(sizes)
     counts = fields.pop("counts").astype(np.int64)
     return Evidence(
         trace_id=str(entry["id"]),
@@ -223,7 +238,20 @@ def _body_size(entry: Mapping[str, Any], path: Path) -> int:
         raise EvidenceError(f"{path}: temperature: got {heat!r:.40}, expected a number")
     per_token = sum(np.dtype(kind).itemsize for _, kind in _PER_TOKEN)
     per_candidate = sum(np.dtype(kind).itemsize for _, kind in _PER_CANDIDATE)
-    return int(entry["tokens"]) * per_token + int(entry["candidates"]) * per_candidate
+    return int(entry["tokens"]) * per_token + int(entry["candidates"]) * per_candidate + _projection_size(entry, path)
+
+
+def _projection_size(entry: Mapping[str, Any], path: Path) -> int:
+    """Bytes of a record's projections, 0 if it has none."""
+    sizes = entry.get("projections")
+    if sizes is None:
+        return 0
+    if not isinstance(sizes, list) or len(sizes) != len(_PROJECTION_LIMITS):
+        raise EvidenceError(f"{path}: projections: got {sizes!r:.40}, expected three sizes")
+    for size, limit in zip(sizes, _PROJECTION_LIMITS, strict=True):
+        if type(size) is not int or not 0 <= size <= limit:
+            raise EvidenceError(f"{path}: projections: got {size!r:.40}, expected an integer from 0 to {limit}")
+    return 4 * math.prod(sizes)
 
 
 def _parse_header(entry: Mapping[str, Any], path: Path) -> EvidenceHeader:
@@ -244,7 +272,7 @@ def _parse_header(entry: Mapping[str, Any], path: Path) -> EvidenceHeader:
 
 def _comparable(header: EvidenceHeader) -> tuple[Any, ...]:
     """What must be equal for two runs to share a file: threads and library versions may differ."""
-    keys = ("dtype", "tail_mass", "list_bytes")
+    keys = ("dtype", "tail_mass", "list_bytes", "fingerprints")
     return (header.weights, header.vocab_size, tuple(header.settings.get(key) for key in keys))
 
 
@@ -253,8 +281,11 @@ def _killed_at_start(path: Path) -> bool:
     with _open(path) as file:
         raw = file.read(len(MAGIC) + 4)
     if len(raw) < len(MAGIC):
-        return MAGIC.startswith(raw)
-    return raw.startswith(MAGIC) and path.stat().st_size < _first_end(path) <= len(MAGIC) + 4 + _MAX_HEADER + _HASH
+        return MAGIC.startswith(raw) or MAGIC_2.startswith(raw)
+    return (
+        raw.startswith((MAGIC, MAGIC_2))
+        and path.stat().st_size < _first_end(path) <= len(MAGIC) + 4 + _MAX_HEADER + _HASH
+    )
 
 
 def _first_end(path: Path) -> int:

@@ -124,6 +124,30 @@ class TestSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FingerprintSummary:
+    """What fingerprints of activations say beside the tokens, each of the two tested at half of alpha.
+
+    `speaks`: which of the two rejects: tokens, fingerprints, both, or None for neither.
+    """
+
+    spec: str
+    """SHA-256 (hex) of the specification."""
+    p_value: float | None
+    """Largest over the honest stacks, not yet doubled; None where no fingerprint could be compared."""
+    tokens_p_value: float
+    """The same for the tokens. The finding's p-value is twice the smaller of the two, at most 1."""
+    sequences: int
+    """Sequences whose fingerprint was compared."""
+    missing: int
+    """Sequences that owed one and have none that could be compared."""
+    speaks: str | None
+    tap: str | None
+    """With several taps, the first in depth whose scores reject; None if none does, or there is one tap."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why each missing one is missing, by sequence id."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SequenceResult:
     """One sequence of the audit. `reason` says why it is unsupported, None if it was scored."""
 
@@ -199,6 +223,8 @@ class Finding:
     honest_scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Per-sequence scores of each honest stack, length-matched, for the report's picture."""
     honest_exact_match: float | None = None
+    fingerprints: FingerprintSummary | None = field(default=None, metadata=LATER)
+    """None where tokens alone were tested."""
 
     @property
     def coverage(self) -> float | None:

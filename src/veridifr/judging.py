@@ -12,7 +12,7 @@ from veridifr import stats
 from veridifr.calibration import Calibration, scores_at
 from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
-from veridifr.finding import StackResult, TestSummary, Verdict
+from veridifr.finding import FingerprintSummary, StackResult, TestSummary, Verdict
 from veridifr.requests import Planned
 from veridifr.scored import ScoredItem, tokens_owed, tokens_scored
 from veridifr.statistic import edge_of
@@ -41,6 +41,7 @@ class Judgement:
     p_value: float | None = None
     test: TestSummary | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
+    fingerprints: FingerprintSummary | None = None
 
 
 def nothing_scored(why: str, *, unsupported: bool) -> Judgement:
@@ -98,34 +99,51 @@ def _test(
     alpha: float,
     rng: np.random.Generator,
 ) -> TestSummary:
-    permutations = max(FEWEST_PERMUTATIONS, stats.permutations_for(alpha))
-    results = []
-    for stack in calibration.stacks:
-        honest_M, strata_M = matched([s.scores for s in stack.sequences], places_N.tolist())
-        known_N = np.isin(places_N, strata_M)
-        if not known_N.any():
-            raise CalibrationError(
-                f"calibration: {stack.name}: its sequences are too short to compare {len(places_N)} audited ones with"
-            )
-        result = stats.permutation_test(
-            values_N[known_N],
-            honest_M,
-            permutations=permutations,
-            rng=rng,
-            strata_audited=places_N[known_N],
-            strata_honest=strata_M,
-        )
-        results.append(StackResult(name=stack.name, p_value=result.p_value, floor=result.floor, sequences=result.m))
+    honest = [(stack.name, [s.scores for s in stack.sequences]) for stack in calibration.stacks]
+    results = stack_results(values_N, places_N, honest, alpha, rng)
     chance, further = _power(places_N, calibration, alpha, rng)
     return TestSummary(
         name="two-sample permutation test over sequences, largest p over the honest stacks",
         statistic=STATISTIC,
-        permutations=permutations,
-        stacks=tuple(results),
+        permutations=_permutations(alpha),
+        stacks=results,
         detect_sigma=calibration.detect_sigma,
         power=chance,
         further_sequences=further,
     )
+
+
+def _permutations(alpha: float) -> int:
+    return max(FEWEST_PERMUTATIONS, stats.permutations_for(alpha))
+
+
+def stack_results(
+    values_N: Floats,
+    places_N: npt.NDArray[np.int64],
+    honest: Sequence[tuple[str, Sequence[Sequence[float]]]],
+    alpha: float,
+    rng: np.random.Generator,
+) -> tuple[StackResult, ...]:
+    """The test of audited scores, each cut at an edge, against every honest stack: its name, and for each of its
+    sequences the scores at the edges that it reaches."""
+    results = []
+    for name, sequences in honest:
+        honest_M, strata_M = matched(sequences, places_N.tolist())
+        known_N = np.isin(places_N, strata_M)
+        if not known_N.any():
+            raise CalibrationError(
+                f"calibration: {name}: its sequences are too short to compare {len(places_N)} audited ones with"
+            )
+        result = stats.permutation_test(
+            values_N[known_N],
+            honest_M,
+            permutations=_permutations(alpha),
+            rng=rng,
+            strata_audited=places_N[known_N],
+            strata_honest=strata_M,
+        )
+        results.append(StackResult(name=name, p_value=result.p_value, floor=result.floor, sequences=result.m))
+    return tuple(results)
 
 
 def _power(

@@ -9,8 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from veridifr import evidence_io
+from veridifr.errors import ReferenceError
 from veridifr.evidence import Evidence, evidence_key, listing_temperature
 from veridifr.evidence_io import EvidenceHeader, EvidenceWriter
+from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.references import Reference
 from veridifr.requests import Planned
 from veridifr.trace import Trace
@@ -29,6 +31,19 @@ class Replayer:
         self.reference = reference
         self.spool = spool
         self.quiet = quiet
+
+    def with_projections(self, spec: FingerprintSpec | None) -> Replayer:
+        """The same with projections by `spec` in its evidence, itself for None. `ReferenceError` if it cannot give
+        them."""
+        if spec is None:
+            return self
+        reference = self.reference.measuring(spec)
+        if reference is None:
+            raise ReferenceError(
+                f"reference {self.reference.name}: cannot give projections for fingerprints of specification "
+                f"{spec.digest().hex()[:16]}; use hf:DIR, or evidence that was made with it"
+            )
+        return Replayer(reference, spool=self.spool, quiet=self.quiet)
 
     def run(self, planned: Sequence[Planned], *, label: str) -> Iterator[tuple[Planned, Evidence | None]]:
         """Each planned sequence once, with its evidence; None where it has none, the reason then being set."""

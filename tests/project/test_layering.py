@@ -23,7 +23,8 @@ ONLY: dict[str, tuple[str, ...]] = {
     "veridifr.filters": ("veridifr.errors", "veridifr.trace"),
     "veridifr.contracts": ("veridifr.errors", "veridifr.trace", "veridifr.rng"),
     "veridifr.processors": ("veridifr.errors", "veridifr.trace", "veridifr.contracts"),
-    "veridifr.fingerprints": ("veridifr.errors", "veridifr.rng"),
+    # a fingerprint is attached to a trace, and read from one
+    "veridifr.fingerprints": ("veridifr.errors", "veridifr.rng", "veridifr.trace"),
     "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.trace"),
     "veridifr.seeds": ("veridifr.errors", "veridifr.trace", "veridifr.traces"),
     "veridifr.seed_use": ("veridifr.errors", "veridifr.trace"),

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from report_examples import divergent, no_evidence, one_of_each, results, sequential, undecided
 
 from veridifr.errors import InputError
-from veridifr.finding import Finding, LogitNoise, Verdict
+from veridifr.finding import Finding, FingerprintSummary, LogitNoise, Verdict
 from veridifr.report import from_json, read_json, schema, to_html, to_json, to_text, write_json
 
 EACH = [pytest.param(finding, id=finding.verdict.value) for finding in one_of_each()]
@@ -233,3 +233,52 @@ def test_a_sequential_end_is_told() -> None:
     told = "rejected after 7 of 40 sequences, e-value 100, order from seed 3"
     assert told in " ".join(to_text(sequential()).split())
     assert told.capitalize() in to_html([sequential()])
+
+
+PRINTS = FingerprintSummary(
+    spec="ab" * 32,
+    p_value=0.0001,
+    tokens_p_value=0.4,
+    sequences=39,
+    missing=1,
+    speaks="fingerprints",
+    tap="layer.4",
+    reasons={"x-1": "fingerprint: missing"},
+)
+
+
+def test_fingerprints_are_told_and_read_again() -> None:
+    good = divergent(fingerprints=PRINTS)
+    value = json.loads(json.dumps(to_json(good), allow_nan=False))
+    assert valid(value) and from_json(value) == good
+    line = "the fingerprints speak, the tokens do not; p = 0.4 for tokens and 0.0001 for fingerprints; 39 sequences"
+    assert line in " ".join(to_text(good).split())
+    assert line in to_html([good])
+    silent = divergent(fingerprints=replace(PRINTS, speaks=None, p_value=None, tap=None, reasons={}))
+    assert from_json(to_json(silent)) == silent and valid(to_json(silent))
+    assert "neither tokens nor fingerprints speak" in to_html([silent])
+
+
+def test_findings_written_before_fingerprints_are_read() -> None:
+    value = to_json(divergent())
+    assert value.pop("fingerprints") is None
+    assert valid(value)
+    assert from_json(value) == divergent()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("speaks", "nobody"), ("sequences", -1), ("missing", -1), ("p_value", 1.5), ("tokens_p_value", -0.1)],
+)
+def test_fingerprints_that_mean_nothing_are_refused(field: str, value: object) -> None:
+    changed = to_json(divergent(fingerprints=PRINTS))
+    changed["fingerprints"][field] = value
+    with pytest.raises(InputError, match=rf"fingerprints\.{field}: got"):
+        from_json(changed)
+    assert not valid(changed)
+
+
+def test_hostile_reasons_are_made_visible() -> None:
+    shown = divergent(fingerprints=replace(PRINTS, reasons={"<b>\x1b": "<script>\u202e"}))
+    assert "\x1b" not in to_text(shown) and "\u202e" not in to_text(shown)
+    assert "<script>" not in to_html([shown])

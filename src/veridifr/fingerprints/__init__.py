@@ -1,9 +1,11 @@
 """Fingerprints of activations: projections of hidden states in a few bytes, and the TOPLOC baseline beside them.
 
 Provider and verifier share `spec`, `projection`, `encoding` and `wire`; `capture` takes hidden states from a torch
-model; `score` is the verifier's; `merkle` commits to several taps. docs/fingerprints.md is the norm.
+model; `attached` puts a fingerprint into a trace; `score` is the verifier's; `merkle` commits to several taps.
+docs/fingerprints.md is the norm.
 """
 
+from veridifr.fingerprints.attached import fingerprint_of, with_fingerprint
 from veridifr.fingerprints.encoding import Codes, Intervals, to_codes, to_intervals
 from veridifr.fingerprints.projection import matrix_digest, project, projection_matrix, tolerance
 from veridifr.fingerprints.score import ErrorScale, combine, fit_scale, ratios
@@ -19,6 +21,7 @@ __all__ = [
     "Intervals",
     "combine",
     "fingerprint",
+    "fingerprint_of",
     "fit_scale",
     "from_base64",
     "from_bytes",
@@ -31,4 +34,5 @@ __all__ = [
     "to_codes",
     "to_intervals",
     "tolerance",
+    "with_fingerprint",
 ]

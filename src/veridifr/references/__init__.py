@@ -12,6 +12,7 @@ from pathlib import Path
 
 from veridifr.errors import ReferenceError
 from veridifr.evidence import LIST_BYTES, TAIL_MASS, Evidence
+from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.trace import Trace
 
 
@@ -48,6 +49,11 @@ class Reference(ABC):
     @abstractmethod
     def refuse(self, trace: Trace) -> str | None:
         """Why this trace cannot be replayed (ids outside the vocabulary, too long, not covered), or None."""
+
+    def measuring(self, spec: FingerprintSpec) -> Reference | None:  # noqa: ARG002 (subclasses use it)
+        """This reference, with the projections of `spec` in its evidence and ``fingerprints`` (the hex digest of
+        `spec`) in its settings; None if it cannot. `FingerprintError` if `spec` does not fit the model."""
+        return None
 
     def decode(self, ids: Sequence[int]) -> str | None:  # noqa: ARG002 (subclasses use it)
         """The text of token ids, or None where no tokenizer is at hand."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
@@ -15,9 +16,12 @@ import torch
 from veridifr.contracts.base import Stage
 from veridifr.errors import ReferenceError, require
 from veridifr.evidence import Evidence, evidence_key, listing_temperature
+from veridifr.fingerprints.capture import Capture
+from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.processors import needs_processing, process
 from veridifr.references import Reference, ReferenceSettings
 from veridifr.references.listing import Listing, joined, list_candidates
+from veridifr.references.weights import digest_model, digest_parameters, first_line, resolve
 from veridifr.trace import Sampling, Trace
 
 _POINTWISE: tuple[Stage, ...] = (
@@ -50,6 +54,7 @@ class HfReference(Reference):
         self.eos_ids = _eos_ids(model)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._longest = int(limit) if limit else None
+        self._spec: FingerprintSpec | None = None
         self._head = self._find_head()
         self.settings = {
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -64,7 +69,7 @@ class HfReference(Reference):
     def load(cls, place: str, settings: ReferenceSettings) -> HfReference:
         """Load `place`, a directory or a hub id with `settings.revision`; safetensors only, no remote code."""
         transformers, safetensors = require("transformers", "hf"), require("safetensors", "hf")
-        path = _resolve(place, settings.revision)
+        path = resolve(place, settings.revision)
         device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
@@ -82,7 +87,7 @@ class HfReference(Reference):
             )
             model = model.to(device)
         except (OSError, ValueError, KeyError, RuntimeError, AttributeError, safetensors.SafetensorError) as error:
-            raise ReferenceError(f"reference hf:{place}: cannot load the model: {_first_line(error)}") from error
+            raise ReferenceError(f"reference hf:{place}: cannot load the model: {first_line(error)}") from error
         if missing := sorted(report["missing_keys"]):  # transformers makes such weights up, with a warning
             raise ReferenceError(f"reference hf:{place}: weights: {missing[0]} is missing from the safetensors files")
         found = cls(model, load_tokenizer(path), f"hf:{place}", digest, settings)
@@ -129,10 +134,36 @@ class HfReference(Reference):
         budget = self._settings.batch_tokens or (_CPU_BATCH_TOKENS if cpu else _GPU_BATCH_TOKENS)
         for batch in _batches(traces, budget):
             with torch.inference_mode():
-                hidden_BTD = self._hidden(batch)
+                hidden_BTD, captured = self._run(batch)
                 for row, trace in enumerate(batch):
-                    first = len(trace.prompt_token_ids) - 1
-                    yield self._list(trace, hidden_BTD[row, first : first + len(trace.output_token_ids)])
+                    first, tokens = len(trace.prompt_token_ids) - 1, len(trace.output_token_ids)
+                    found = self._list(trace, hidden_BTD[row, first : first + tokens])
+                    yield (
+                        found
+                        if captured is None
+                        else replace(found, projections_AFK=np.stack(captured.values(row, tokens)))
+                    )
+
+    def measuring(self, spec: FingerprintSpec) -> Reference:
+        """See `Reference.measuring`. The model is shared, not copied."""
+        Capture(self._model, spec, starts=[])  # refuses a specification for another model
+        found = copy.copy(self)
+        found._spec = spec
+        found.settings = {**self.settings, "fingerprints": spec.digest().hex()}
+        return found
+
+    def _run(self, batch: Sequence[Trace]) -> tuple[torch.Tensor, Capture | None]:
+        """Hidden states, and the projections that the same run leaves if a specification was given."""
+        if self._spec is None:
+            return self._hidden(batch), None
+        captured = Capture(
+            self._model,
+            self._spec,
+            starts=[len(trace.prompt_token_ids) - 1 for trace in batch],
+            counts=[len(trace.output_token_ids) for trace in batch],
+        )
+        with captured:
+            return self._hidden(batch), captured
 
     def _hidden(self, batch: Sequence[Trace]) -> torch.Tensor:
         """Final hidden states (after the last norm) of each sequence, right-padded."""
@@ -291,47 +322,6 @@ def _eos_ids(model: Any) -> tuple[int, ...]:
     return ()
 
 
-def _resolve(place: str, revision: str | None) -> Path:
-    path = Path(place)
-    if path.is_dir():
-        return path
-    if path.exists() or place.startswith((".", "/", "~")) or place.count("/") != 1:
-        raise ReferenceError(f"reference hf:{place}: no such directory")
-    if revision is None:
-        raise ReferenceError(f"reference hf:{place}: a hub model needs --revision, or its weights may change under you")
-    hub = require("huggingface_hub", "hf")
-    try:
-        return Path(
-            hub.snapshot_download(
-                place, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]
-            )
-        )
-    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-        raise ReferenceError(f"reference hf:{place}: cannot download it: {_first_line(error)}") from error
-
-
-def digest_model(path: Path) -> str:
-    """SHA-256 (hex) over the names and contents of a model directory's config.json and safetensors files."""
-    files = sorted(path.glob("*.safetensors"))
-    if not files or not (path / "config.json").is_file():
-        raise ReferenceError(f"reference {path}: expected config.json and at least one .safetensors file")
-    digest = hashlib.sha256(b"veridifr weights 1\0")
-    for file in [path / "config.json", *files]:
-        digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
-
-
-def digest_parameters(model: Any) -> str:
-    """SHA-256 (hex) over the names, dtypes and bytes of a model's parameters in memory."""
-    digest = hashlib.sha256(b"veridifr parameters 1\0")
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer beside a model, or None: decoded text is for people only, so its absence is no error."""
     transformers = require("transformers", "hf")
@@ -339,10 +329,6 @@ def load_tokenizer(path: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 __all__ = ["HfReference", "digest_model", "digest_parameters", "load_tokenizer"]

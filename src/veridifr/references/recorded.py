@@ -9,6 +9,7 @@ from pathlib import Path
 from veridifr import evidence_io
 from veridifr.errors import EvidenceError
 from veridifr.evidence import Evidence, evidence_key, listing_temperature
+from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.references import Reference
 from veridifr.trace import Trace
 
@@ -30,6 +31,10 @@ class RecordedReference(Reference):
         if evidence_key(trace) not in self._places:
             return "the evidence file does not cover these token ids under these penalties, biases and bans"
         return None
+
+    def measuring(self, spec: FingerprintSpec) -> Reference | None:
+        """See `Reference.measuring`: itself, if the file was made with this specification."""
+        return self if self.settings.get("fingerprints") == spec.digest().hex() else None
 
     def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
         """See `Reference.evidence`."""

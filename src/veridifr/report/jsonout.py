@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from veridifr.errors import InputError
-from veridifr.finding import Finding, SequentialSummary
+from veridifr.finding import Finding, FingerprintSummary, SequentialSummary
 from veridifr.report.plain import from_plain, to_plain
 
 SCHEMA = "veridifr-finding/1"
@@ -131,6 +131,10 @@ def _check_ranges(finding: Finding, where: str) -> None:
         shares |= {f"test.stacks[{i}].p_value": stack.p_value for i, stack in enumerate(finding.test.stacks)}
         if finding.test.sequential is not None:
             _check_sequential(finding.test.sequential, f"{where}.test.sequential")
+    if finding.fingerprints is not None:
+        shares["fingerprints.p_value"] = finding.fingerprints.p_value
+        shares["fingerprints.tokens_p_value"] = finding.fingerprints.tokens_p_value
+        _check_fingerprints(finding.fingerprints, f"{where}.fingerprints")
     for name, share in shares.items():
         if share is not None and not 0 <= share <= 1:
             raise InputError(f"{where}.{name}: got {share}, expected 0 to 1")
@@ -160,6 +164,15 @@ def _check_sequential(summary: SequentialSummary, where: str) -> None:
             raise InputError(f"{where}.{name}: got {getattr(summary, name)}, expected 0 or more")
 
 
+def _check_fingerprints(summary: FingerprintSummary, where: str) -> None:
+    if summary.speaks not in _SPEAKERS:
+        raise InputError(f"{where}.speaks: got {summary.speaks!r:.40}, expected one of {_SPEAKERS}")
+    for name in ("sequences", "missing"):
+        if getattr(summary, name) < 0:
+            raise InputError(f"{where}.{name}: got {getattr(summary, name)}, expected 0 or more")
+
+
+_SPEAKERS = (None, "tokens", "fingerprints", "both")
 _ENDS = ("rejected", "given up", "spent")
 _COUNTS = ("sequences", "sequences_unsupported", "tokens_requested", "tokens_scored")
 

@@ -251,7 +251,9 @@ def _test(finding: Finding) -> Html | None:
     )
     caption = "The provider against each honest stack of the calibration"
     table = _table(caption, ("Honest stack", "Sequences", "p", "Smallest p possible"), rows, "stacks")
-    return _part("The test", lead, table if rows else None)
+    prints = finding.fingerprints
+    about = None if prints is None else element("p", f"Fingerprints: {words.fingerprints(prints)}.")
+    return _part("The test", lead, table if rows else None, about)
 
 
 def _power(test: TestSummary) -> str:

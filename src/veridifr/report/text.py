@@ -68,6 +68,8 @@ def _what(finding: Finding) -> Block:
         if test.detect_sigma is not None:
             power = "a chance that is not known" if test.power is None else f"a chance of {percent(test.power)}"
             lines.append(("", f"had {power} to see a deviation of {number(test.detect_sigma)} logits"))
+    if finding.fingerprints is not None:
+        lines.append(("Fingerprints", words.fingerprints(finding.fingerprints)))
     return lines
 
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from veridifr.finding import Finding, Interval, SequenceResult, TestSummary, Verdict
+from veridifr.finding import Finding, FingerprintSummary, Interval, SequenceResult, TestSummary, Verdict
 
 UNKNOWN = "not known"
 
@@ -160,6 +160,29 @@ def how_tested(test: TestSummary) -> str:
         f"{ended.status} after {ended.n:,} of {plural(ended.ordered, 'sequence')}, e-value {number(ended.e_value)}, "
         f"order from seed {ended.seed}"
     )
+
+
+def fingerprints(summary: FingerprintSummary) -> str:
+    """What fingerprints say beside the tokens, in one line."""
+    said = {
+        "tokens": "the tokens speak, the fingerprints do not",
+        "fingerprints": "the fingerprints speak, the tokens do not",
+        "both": "tokens and fingerprints speak",
+    }
+    parts = [
+        said.get(summary.speaks or "", "neither tokens nor fingerprints speak"),
+        f"p = {number(summary.tokens_p_value)} for tokens and {number(summary.p_value)} for fingerprints",
+        f"{plural(summary.sequences, 'sequence')} compared, {summary.missing:,} missing",
+    ]
+    if summary.tap is not None:
+        parts.append(f"first depth that does not fit: {summary.tap}")
+    groups: dict[str, list[str]] = {}
+    for name, reason in summary.reasons.items():
+        groups.setdefault(reason, []).append(name)
+    most = max(groups.items(), key=lambda item: len(item[1]), default=None)
+    if most is not None:
+        parts.append(f"most often: {visible(most[0], 200)} ({some(most[1], 3)})")
+    return "; ".join(parts) + f"; specification sha256 {visible(summary.spec, 12)}"
 
 
 def cause(code: str, contract: str | None, parameter: str | None, estimate: float | None) -> str:

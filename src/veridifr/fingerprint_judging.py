@@ -1,0 +1,231 @@
+"""One verdict at one alpha from tokens and fingerprints: each is tested at alpha / 2.
+
+By Bonferroni's inequality min(1, 2 min(p_tokens, p_fingerprints)) is a valid p-value whatever the dependence between
+the two, and they are strongly dependent: both come from the same forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from veridifr.calibration import Calibration
+from veridifr.errors import CalibrationError, FingerprintError, TraceError
+from veridifr.finding import Diagnosis, FingerprintSummary, StackResult, Verdict
+from veridifr.fingerprint_null import FingerprintNull, Measured, measure, prefix_scores
+from veridifr.fingerprints.attached import KEY
+from veridifr.fingerprints.spec import FINAL, layer_of
+from veridifr.judging import COVERAGE, Judgement, judge, stack_results
+from veridifr.replay import Replayer
+from veridifr.requests import Planned
+from veridifr.scored import ScoredItem, tokens_owed
+from veridifr.statistic import edge_of
+from veridifr.trace import Trace
+
+MODES = ("auto", "required", "off")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Settled:
+    """Whether fingerprints are used: `null` is None if not, and `assumptions` then say so."""
+
+    replayer: Replayer
+    null: FingerprintNull | None
+    assumptions: tuple[str, ...] = ()
+
+
+def settle(
+    mode: str, traces: Sequence[Trace], calibration: Calibration, replayer: Replayer, *, sequential: bool
+) -> Settled:
+    """Decide, before any score is seen, whether fingerprints are tested.
+
+    auto: if the calibration knows them, any trace has one, the audit is of a fixed number of sequences, and the
+    reference can project. required: always, with an error where that cannot be. off: never.
+    """
+    if mode not in MODES:
+        raise TraceError(f"fingerprints: got {mode!r:.40}, expected one of {', '.join(MODES)}")
+    null, must = calibration.fingerprints, mode == "required"
+    sent = any(trace.extra.get(KEY) is not None for trace in traces)
+    why = None
+    if null is None:
+        if must:
+            raise CalibrationError("calibration: fingerprints: required, and it was made without them")
+        why = "the calibration knows nothing of them" if sent else ""
+    elif mode == "off":
+        why = "they were switched off"
+    elif sequential:
+        if must:
+            raise TraceError("fingerprints: required, and a sequential audit tests tokens alone")
+        why = "a sequential audit tests tokens alone"
+    elif not (must or sent):
+        why = "no trace has one"
+    elif not must and replayer.reference.measuring(null.spec) is None:
+        why = "the reference cannot give projections"
+    if null is None or why is not None:
+        said = (f"Fingerprints are not used: {why}. The verdict is about tokens alone.",) if why else ()
+        return Settled(replayer=replayer, null=None, assumptions=said)
+    return Settled(replayer=replayer.with_projections(null.spec), null=null)
+
+
+def judge_both(
+    settled: Settled,
+    traces: Sequence[Trace],
+    planned: Sequence[Planned],
+    items: Sequence[ScoredItem],
+    calibration: Calibration,
+    alpha: float,
+    rng: np.random.Generator,
+) -> Judgement | None:
+    """Test the tokens, and the fingerprints where `settled` says so; None if no token can be tested."""
+    if settled.null is None:
+        return judge(planned, items, calibration, alpha, rng)
+    found = judge(planned, items, calibration, alpha / 2, rng)
+    sent = {trace.id: trace for trace in traces}
+    return None if found is None else _weigh(found, planned, items, sent, calibration, alpha, rng)
+
+
+def _weigh(
+    found: Judgement,
+    planned: Sequence[Planned],
+    items: Sequence[ScoredItem],
+    sent: Mapping[str, Trace],
+    calibration: Calibration,
+    alpha: float,
+    rng: np.random.Generator,
+) -> Judgement:
+    """The judgement of tokens and fingerprints together. `found` is that of the tokens at alpha / 2, `sent` the traces
+    as the provider sent them, by id."""
+    null = calibration.fingerprints
+    if null is None or found.p_value is None:
+        return found
+    measured, reasons = _measured(planned, items, sent, null, calibration.edges[0])
+    compared = _Compared.of(measured, null, calibration.edges)
+    results = [] if compared is None else compared.test(0, alpha / 2, rng)
+    p_value = max((result.p_value for result in results), default=None)
+    speak_tokens, speak_prints = found.p_value <= alpha / 2, p_value is not None and p_value <= alpha / 2
+    tap = compared.first_tap(alpha / 2, rng) if compared is not None and speak_prints else None
+    summary = FingerprintSummary(
+        spec=null.spec.digest().hex(),
+        p_value=p_value,
+        tokens_p_value=found.p_value,
+        sequences=len(measured),
+        missing=len(reasons),
+        speaks=_speaks(speak_tokens, speak_prints),
+        tap=tap,
+        reasons=reasons,
+    )
+    lower = found.p_value if p_value is None else min(found.p_value, p_value)
+    owed = tokens_owed(planned)
+    covered = sum(one.tokens for one in measured) / owed if owed else 0.0
+    joined = replace(found, p_value=min(1.0, 2 * lower), fingerprints=summary)
+    return _conclude(joined, summary, covered, alpha)
+
+
+def explained(summary: FingerprintSummary) -> Diagnosis:
+    """The diagnosis where the fingerprints speak alone: the tokens have nothing to explain."""
+    where = f" The first depth at which they do not fit is {summary.tap}." if summary.tap else ""
+    sentence = f"The hidden states that were sent are not those of the claimed model; the tokens do not show it.{where}"
+    return Diagnosis(code="unexplained", sentence=sentence)
+
+
+def _measured(
+    planned: Sequence[Planned],
+    items: Sequence[ScoredItem],
+    sent: Mapping[str, Trace],
+    null: FingerprintNull,
+    shortest: int,
+) -> tuple[list[Measured], dict[str, str]]:
+    """Fingerprints that can be compared, and why each other one that was owed is missing."""
+    by_id = {item.planned.id: item for item in items}
+    measured, reasons = [], {}
+    for entry in planned:
+        item = by_id.get(entry.id)
+        if entry.forced:
+            continue
+        if item is None:
+            reasons[entry.id] = "its tokens could not be replayed"
+            continue
+        try:
+            one = measure(sent[entry.id], item.scored.evidence, null.spec)
+        except FingerprintError as error:
+            reasons[entry.id] = str(error)
+            continue
+        if one.tokens < shortest:
+            reasons[entry.id] = f"{one.tokens} tokens are fewer than the calibration's shortest length of {shortest}"
+        else:
+            measured.append(one)
+    return measured, reasons
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Compared:
+    """Audited scores, one row over all taps and with several taps one for each, and where each sequence was cut."""
+
+    null: FingerprintNull
+    values_RN: npt.NDArray[np.float64]
+    places_N: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, measured: Sequence[Measured], null: FingerprintNull, edges: Sequence[int]) -> _Compared | None:
+        # Every stack has honest sequences of this length; a longer audited one is cut to it.
+        last = min(max(len(one.scores[0]) for one in stack.sequences) for stack in null.stacks) - 1
+        placed = [(one, edge_of(one.tokens, edges)) for one in measured]
+        usable = [(one, min(place, last)) for one, place in placed if place is not None]
+        if not usable or last < 0:
+            return None
+        columns = [prefix_scores(one, null.spec, null.scales, [edges[place]])[:, 0] for one, place in usable]
+        return cls(
+            null=null, values_RN=np.stack(columns, axis=1), places_N=np.array([p for _, p in usable], dtype=np.int64)
+        )
+
+    def test(self, row: int, alpha: float, rng: np.random.Generator) -> Sequence[StackResult]:
+        honest = [(stack.name, [one.scores[row] for one in stack.sequences]) for stack in self.null.stacks]
+        return stack_results(self.values_RN[row], self.places_N, honest, alpha, rng)
+
+    def first_tap(self, alpha: float, rng: np.random.Generator) -> str | None:
+        """The first tap in depth that rejects by itself, at its share of alpha; None with one tap."""
+        taps = self.null.spec.taps
+        if len(taps) == 1:
+            return None
+        deep = {tap: number for tap in taps if (number := layer_of(tap)) is not None}
+        for tap in sorted(taps, key=lambda tap: (tap == FINAL, deep.get(tap, 0))):
+            results = self.test(1 + taps.index(tap), alpha / len(taps), rng)
+            if max(result.p_value for result in results) <= alpha / len(taps):
+                return tap
+        return None
+
+
+def _speaks(tokens: bool, prints: bool) -> str | None:
+    if tokens and prints:
+        return "both"
+    return "tokens" if tokens else "fingerprints" if prints else None
+
+
+def _conclude(found: Judgement, summary: FingerprintSummary, covered: float, alpha: float) -> Judgement:
+    ps = f"p {summary.tokens_p_value:.2g} for tokens, {_shown(summary.p_value)} for fingerprints, each at {alpha / 2:g}"
+    told = {
+        "tokens": f"Its tokens score higher than those of every honest stack, its fingerprints do not ({ps}).",
+        "fingerprints": f"Its fingerprints score higher than those of every honest stack, its tokens do not ({ps}).",
+        "both": f"Its tokens and its fingerprints score higher than those of every honest stack ({ps}).",
+    }
+    if summary.speaks is not None:
+        return replace(found, verdict=Verdict.DIVERGENT, why=told[summary.speaks], next_step=None)
+    if found.verdict is not Verdict.CONSISTENT:
+        return found
+    if covered < COVERAGE:
+        first = next(iter(summary.reasons.values()), "too few tokens")
+        why = (
+            f"Only {covered:.1%} of the tokens asked for came with a fingerprint that could be compared; "
+            f"{COVERAGE:.0%} are needed (first reason: {first})."
+        )
+        step = "Ask for the missing fingerprints again."
+        return replace(found, verdict=Verdict.UNDECIDED, why=why, next_step=step)
+    count = f"{summary.sequences} fingerprint{'' if summary.sequences == 1 else 's'}"
+    return replace(found, why=f"{found.why} {count} showed nothing either (p {_shown(summary.p_value)}).")
+
+
+def _shown(p_value: float | None) -> str:
+    return "not known" if p_value is None else f"{p_value:.2g}"

@@ -1,0 +1,86 @@
+"""The part of a calibration about fingerprints as JSON: strict, as all of it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from veridifr.errors import CalibrationError, FingerprintError
+from veridifr.fingerprint_null import FingerprintNull, NullSequence, NullStack
+from veridifr.fingerprints.score import ErrorScale
+from veridifr.fingerprints.spec import from_dict, to_dict
+from veridifr.strict_fields import Fields
+
+if TYPE_CHECKING:
+    from veridifr.calibration import Stack
+
+
+def null_to_dict(null: FingerprintNull) -> dict[str, Any]:
+    """The JSON object."""
+    return {
+        "spec": to_dict(null.spec),
+        "scales": [asdict(scale) for scale in null.scales],
+        "stacks": [
+            {
+                "name": stack.name,
+                "sequences": [{"id": one.id, "scores": [list(row) for row in one.scores]} for one in stack.sequences],
+            }
+            for stack in null.stacks
+        ],
+    }
+
+
+def null_from_value(value: object, stacks: Sequence[Stack], edges: Sequence[int]) -> FingerprintNull:
+    """The inverse, every field checked; it must hold the null sequences of `stacks`, in their order."""
+    fields = Fields("fingerprints", value)
+    try:
+        spec = from_dict(fields.take("spec"))
+    except FingerprintError as error:
+        raise CalibrationError(f"fingerprints.{error}") from error
+    scales = tuple(_scale(i, entry) for i, entry in enumerate(fields.sequence("scales")))
+    if len(scales) != len(spec.taps):
+        raise CalibrationError(
+            f"fingerprints.scales: got {len(scales)}, expected one for each of {len(spec.taps)} taps"
+        )
+    entries = fields.sequence("stacks")
+    if len(entries) != len(stacks):
+        raise CalibrationError(f"fingerprints.stacks: got {len(entries)}, expected {len(stacks)}")
+    rows = 1 + len(scales) if len(scales) > 1 else 1
+    found = tuple(
+        _stack(f"fingerprints.stacks[{i}]", entry, stack, edges, rows)
+        for i, (entry, stack) in enumerate(zip(entries, stacks, strict=True))
+    )
+    fields.finish()
+    return FingerprintNull(spec=spec, scales=scales, stacks=found)
+
+
+def _scale(index: int, value: object) -> ErrorScale:
+    fields = Fields(f"fingerprints.scales[{index}]", value)
+    found = ErrorScale(
+        sigma=fields.number("sigma", 1e-30, 1e30),
+        spread=fields.number("spread", 0.0, 2.0),
+        epsilon=fields.number("epsilon", 1e-12, 0.5),
+    )
+    fields.finish()
+    return found
+
+
+def _stack(where: str, value: object, stack: Stack, edges: Sequence[int], rows: int) -> NullStack:
+    fields = Fields(where, value)
+    name, entries = fields.text("name"), fields.sequence("sequences")
+    fields.finish()
+    if name != stack.name or len(entries) != len(stack.sequences):
+        raise CalibrationError(f"{where}: expected the {len(stack.sequences)} null sequences of {stack.name[:60]!r}")
+    found = []
+    for i, (entry, honest) in enumerate(zip(entries, stack.sequences, strict=True)):
+        one = Fields(f"{where}.sequences[{i}]", entry)
+        scores = one.tables("scores", -1e6, 1e6)
+        if one.text("id") != honest.id:
+            raise CalibrationError(f"{where}.sequences[{i}].id: expected {honest.id[:60]!r}, as in stacks")
+        one.finish()
+        reached = sum(edge <= honest.tokens for edge in edges)
+        if len(scores) != rows or any(len(row) != reached for row in scores):
+            raise CalibrationError(f"{where}.sequences[{i}].scores: expected {rows} rows of {reached} scores")
+        found.append(NullSequence(id=honest.id, scores=tuple(map(tuple, scores))))
+    return NullStack(name=name, sequences=tuple(found))

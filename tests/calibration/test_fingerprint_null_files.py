@@ -1,0 +1,85 @@
+"""The part of a calibration file about fingerprints: optional, and as strict as the rest."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_calibration_files import SMALL, paths
+
+from veridifr import calibration_io
+from veridifr.calibration_io import from_dict, read_calibration, to_dict, write_calibration
+from veridifr.errors import CalibrationError
+from veridifr.fingerprint_null import FingerprintNull, NullSequence, NullStack
+from veridifr.fingerprints import ErrorScale, FingerprintSpec
+
+SPEC = FingerprintSpec(seed=1, hidden_size=64, k=4, encoding="sign", taps=("layer.0", "final"))
+PRINTED = replace(
+    SMALL,
+    fingerprints=FingerprintNull(
+        spec=SPEC,
+        scales=(ErrorScale(sigma=0.01, spread=0.1), ErrorScale(sigma=0.5)),
+        stacks=(
+            NullStack(
+                name="s",
+                sequences=(
+                    NullSequence(id="a", scores=((-1.5, -2.5), (-1.0, -1.5), (-0.5, 0.25))),
+                    NullSequence(id="b", scores=((-1.5,), (-1.0,), (-0.5,))),
+                ),
+            ),
+        ),
+    ),
+)
+
+
+def test_fingerprints_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    write_calibration(path, PRINTED)
+    assert read_calibration(path)[0] == PRINTED
+    assert "fingerprints" not in to_dict(SMALL)
+
+
+@pytest.mark.parametrize("where", list(paths(to_dict(PRINTED)["fingerprints"])), ids=str)
+@pytest.mark.parametrize("value", ["x", -1, None, [], {}])
+def test_every_field_of_fingerprints_is_checked(where: tuple[str | int, ...], value: Any) -> None:
+    """Another value is refused as a calibration's fault, or is one that the format allows."""
+    whole = copy.deepcopy(to_dict(PRINTED))
+    inner: Any = whole["fingerprints"]
+    for step in where[:-1]:
+        inner = inner[step]
+    if where:
+        inner[where[-1]] = value
+    try:
+        from_dict(whole)
+    except CalibrationError as error:
+        assert "fingerprints" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.pop("spec"), "fingerprints.spec: missing"),
+        (lambda v: v.update(more=1), "fingerprints.more: not a field"),
+        (lambda v: v["spec"].update(k=0), "fingerprints.spec.k: got 0"),
+        (lambda v: v["scales"].pop(), r"fingerprints.scales: got 1, expected one for each of 2 taps"),
+        (lambda v: v["stacks"].clear(), "fingerprints.stacks: got 0, expected 1"),
+        (lambda v: v["stacks"][0].update(name="t"), r"fingerprints.stacks\[0\]: expected the 2 null sequences of 's'"),
+        (lambda v: v["stacks"][0]["sequences"].reverse(), r"sequences\[0\].id: expected 'a'"),
+        (lambda v: v["stacks"][0]["sequences"][1]["scores"].pop(), "expected 3 rows of 1 scores"),
+        (lambda v: v["stacks"][0]["sequences"][1]["scores"][0].append(1.0), "expected 3 rows of 1 scores"),
+    ],
+)
+def test_wrong_fingerprints_are_named(change: Any, message: str) -> None:
+    whole = copy.deepcopy(to_dict(PRINTED))
+    change(whole["fingerprints"])
+    with pytest.raises(CalibrationError, match=message):
+        from_dict(whole)
+
+
+def test_format_1_knows_no_fingerprints() -> None:
+    whole = {**to_dict(PRINTED), "schema": calibration_io.FIRST_SCHEMA}
+    with pytest.raises(CalibrationError):
+        from_dict(whole)
