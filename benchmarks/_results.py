@@ -54,6 +54,16 @@ def check(path: Path, compute: Compute) -> list[str]:
     return list(_differences(found, document["figures"], "figures"))
 
 
+def documented(path: Path, start: str, end: str, new: str, *, write: bool) -> list[str]:
+    """Put `new` between two markers of a document, or say that what stands there is not what the results give."""
+    text = path.read_text()
+    before, rest = text.split(start)
+    old, after = rest.split(end)
+    if write:
+        path.write_text(before + start + new + end + after)
+    return [] if write or old == new else [f"{path.name}: its tables are not those of the results: run --write-docs"]
+
+
 def _differences(found: Any, stated: Any, where: str) -> list[str]:
     if isinstance(found, dict) and isinstance(stated, dict):
         wrong = [f"{where}.{key}: in one only" for key in sorted(found.keys() ^ stated.keys())]

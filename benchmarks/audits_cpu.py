@@ -234,14 +234,8 @@ def _remembering() -> Iterator[None]:
 
 
 def _docs(*, write: bool) -> list[str]:
-    """Put the table into docs/diagnosis.md, or say that it is not what the results give."""
-    text = DOCS.read_text()
-    before, rest = text.split(START)
-    old, after = rest.split(END)
-    new = block(_results.read(RESULTS)["figures"])
-    if write:
-        DOCS.write_text(before + START + new + END + after)
-    return [] if write or old == new else ["docs/diagnosis.md: the table is not the results': run --write-docs"]
+    """Put the tables into docs/diagnosis.md, or say that they are not what the results give."""
+    return _results.documented(DOCS, START, END, block(_results.read(RESULTS)["figures"]), write=write)
 
 
 if __name__ == "__main__":

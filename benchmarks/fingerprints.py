@@ -125,13 +125,7 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _docs(*, write: bool) -> list[str]:
     """Put the tables into docs/fingerprints.md, or say that they are not what the results give."""
-    text = DOCS.read_text()
-    before, rest = text.split(START)
-    old, after = rest.split(END)
-    new = block(_results.read(RESULTS)["figures"])
-    if write:
-        DOCS.write_text(before + START + new + END + after)
-    return [] if write or old == new else ["docs/fingerprints.md: the tables are not the results': run --write-docs"]
+    return _results.documented(DOCS, START, END, block(_results.read(RESULTS)["figures"]), write=write)
 
 
 def _sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from recorded import DETECT, TOKENS, cut, planned
-from veridifr.calibration import Calibration, HonestTraces, calibrate
+from recorded import DETECT, TOKENS, Recorded, cut, planned
+from veridifr.calibration import HonestTraces, calibrate
 from veridifr.demo import DATA, model_path
 from veridifr.fingerprints import Fingerprint, FingerprintSpec, with_fingerprint
 from veridifr.fingerprints.capture import Capture
-from veridifr.references import Reference, ReferenceSettings, load
+from veridifr.references import ReferenceSettings, load
 from veridifr.replay import Replayer
 from veridifr.trace import Trace
 from veridifr.traces import read_traces
@@ -67,28 +67,12 @@ def prefilled(model: Any, trace: Trace, spec: FingerprintSpec = SPEC) -> Fingerp
     return captured.fingerprint(0, tokens)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Printed:
-    """The evidence file with projections, traces with honest fingerprints by set, rounded ones, and the calibration."""
-
-    file: Path
-    sets: dict[str, list[Trace]]
-    calibration: Calibration
-
-    @property
-    def reference(self) -> Reference:
-        return load(f"evidence:{self.file}")
-
-    def __getitem__(self, name: str) -> list[Trace]:
-        return list(self.sets[name])
-
-
 def stamped(model: Any, traces: Sequence[Trace]) -> list[Trace]:
     return [with_fingerprint(trace, prefilled(model, trace)) for trace in traces]
 
 
 @functools.cache
-def _once(folder: Path) -> Printed:
+def _once(folder: Path) -> Recorded:
     folder.mkdir()
     torch.set_num_threads(1)
     sets = {
@@ -110,10 +94,10 @@ def _once(folder: Path) -> Printed:
         detect_sigma=DETECT,
         fingerprints=SPEC,
     )
-    return Printed(file=file, sets=sets, calibration=calibration)
+    return Recorded(file=file, sets=sets, calibration=calibration)
 
 
 @pytest.fixture(scope="session")
-def printed(tmp_path_factory: pytest.TempPathFactory) -> Printed:
+def printed(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """One recording for a test session."""
     return _once(tmp_path_factory.getbasetemp() / "printed")

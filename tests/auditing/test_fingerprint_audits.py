@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from printed import SPEC, Printed, prefilled, provider, stamped
+from printed import SPEC, prefilled, provider, stamped
 
+from recorded import Recorded
 from veridifr import auditing
 from veridifr.auditing import audit
 from veridifr.errors import CalibrationError, ReferenceError, TraceError
@@ -28,7 +29,7 @@ def undiagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auditing, "diagnose", lambda items, statistic, rng, **_: Diagnosis(code="forward_pass"))
 
 
-def run(printed: Printed, traces: Sequence[Trace], **options: Any) -> Finding:
+def run(printed: Recorded, traces: Sequence[Trace], **options: Any) -> Finding:
     return audit(list(traces), printed.reference, printed.calibration, ALPHA, **options)
 
 
@@ -52,7 +53,7 @@ def found(trace: Trace) -> Fingerprint:
     return result
 
 
-def test_an_honest_provider_is_consistent(printed: Printed) -> None:
+def test_an_honest_provider_is_consistent(printed: Recorded) -> None:
     finding = run(printed, printed["v1"])
     told = summary(finding)
     assert finding.verdict is Verdict.CONSISTENT
@@ -90,7 +91,7 @@ def zeroed(traces: list[Trace]) -> list[Trace]:
 
 @pytest.mark.parametrize("attack", [moved, shuffled, zeroed])
 def test_fingerprints_that_are_not_of_these_tokens(
-    printed: Printed, attack: Callable[[list[Trace]], list[Trace]]
+    printed: Recorded, attack: Callable[[list[Trace]], list[Trace]]
 ) -> None:
     finding = run(printed, attack(printed["v1"]))
     assert finding.verdict is Verdict.DIVERGENT
@@ -99,7 +100,7 @@ def test_fingerprints_that_are_not_of_these_tokens(
     assert finding.diagnosis.code == "unexplained" and "layer.1" in finding.diagnosis.sentence
 
 
-def test_scaled_hidden_states(printed: Printed) -> None:
+def test_scaled_hidden_states(printed: Recorded) -> None:
     """2 % too large: what a wrong norm or a wrong scale of the projection gives."""
     plain = replace_encoding(SPEC)
     model = provider()
@@ -117,7 +118,7 @@ def replace_encoding(spec: FingerprintSpec) -> FingerprintSpec:
     return replace(spec, encoding="float32", step_log2=())
 
 
-def test_fingerprints_of_rounded_weights(printed: Printed) -> None:
+def test_fingerprints_of_rounded_weights(printed: Recorded) -> None:
     finding = run(printed, printed["int4 weights"])
     assert finding.verdict is Verdict.DIVERGENT
     assert summary(finding).speaks == "fingerprints"
@@ -125,21 +126,21 @@ def test_fingerprints_of_rounded_weights(printed: Printed) -> None:
 
 
 @pytest.mark.parametrize(("layers", "tap"), [((0, 1), "layer.1"), ((3,), "layer.4"), ((5,), "final")])
-def test_the_depth_at_which_a_deviation_starts(printed: Printed, layers: tuple[int, ...], tap: str) -> None:
+def test_the_depth_at_which_a_deviation_starts(printed: Recorded, layers: tuple[int, ...], tap: str) -> None:
     """Only some layers are rounded; those after them run honestly, on what they are given."""
     finding = run(printed, stamped(provider(bits=4, layers=layers), printed["v1"]))
     assert finding.verdict is Verdict.DIVERGENT
     assert (summary(finding).speaks, summary(finding).tap) == ("fingerprints", tap)
 
 
-def test_tokens_and_fingerprints_of_rounded_weights(printed: Printed) -> None:
+def test_tokens_and_fingerprints_of_rounded_weights(printed: Recorded) -> None:
     finding = run(printed, printed["int4 all"])
     assert finding.verdict is Verdict.DIVERGENT
     assert summary(finding).speaks == "both"
     assert finding.diagnosis.code == "forward_pass"
 
 
-def test_tokens_of_a_cheap_model_prefilled_honestly(printed: Printed) -> None:
+def test_tokens_of_a_cheap_model_prefilled_honestly(printed: Recorded) -> None:
     """The forward pass over these tokens is honest, so fingerprints pass: tokens alone show it."""
     finding = run(printed, printed["int4"])
     assert finding.verdict is Verdict.DIVERGENT
@@ -175,7 +176,7 @@ def short(trace: Trace) -> Any:
     return with_fingerprint(half, part).extra[KEY]["data"]
 
 
-def test_bad_fingerprints_are_missing_and_cannot_pass(printed: Printed) -> None:
+def test_bad_fingerprints_are_missing_and_cannot_pass(printed: Recorded) -> None:
     """One of each kind among good ones: the rest is audited as ever, and nothing is consistent."""
     kinds = dict(zip([t.id for t in printed["v1"]], BAD, strict=False))
     traces = [BAD[kinds[t.id]][0](t) if t.id in kinds else t for t in printed["v1"]]
@@ -190,14 +191,14 @@ def test_bad_fingerprints_are_missing_and_cannot_pass(printed: Printed) -> None:
     assert finding.tokens_scored == finding.tokens_requested
 
 
-def test_bad_fingerprints_hide_nothing(printed: Printed) -> None:
+def test_bad_fingerprints_hide_nothing(printed: Recorded) -> None:
     traces = [list(BAD.values())[i % len(BAD)][0](t) for i, t in enumerate(printed["int4"])]
     finding = run(printed, traces)
     assert finding.verdict is Verdict.DIVERGENT
     assert (summary(finding).speaks, summary(finding).p_value, summary(finding).missing) == ("tokens", None, 16)
 
 
-def test_no_fingerprint_at_all(printed: Printed) -> None:
+def test_no_fingerprint_at_all(printed: Recorded) -> None:
     traces = [bare(t) for t in printed["v1"]]
     required = run(printed, traces, fingerprints="required")
     assert required.verdict is Verdict.UNDECIDED and summary(required).missing == 16
@@ -206,13 +207,13 @@ def test_no_fingerprint_at_all(printed: Printed) -> None:
     assert any("no trace has one" in text for text in auto.assumptions)
 
 
-def test_off(printed: Printed) -> None:
+def test_off(printed: Recorded) -> None:
     finding = run(printed, printed["int4 weights"], fingerprints="off")
     assert finding.fingerprints is None and finding.verdict is Verdict.CONSISTENT
     assert any("switched off" in text for text in finding.assumptions)
 
 
-def test_sequential_audits_test_tokens_alone(printed: Printed) -> None:
+def test_sequential_audits_test_tokens_alone(printed: Recorded) -> None:
     with pytest.raises(TraceError, match="fingerprints: required, and a sequential"):
         run(printed, printed["v1"], sequential=True, fingerprints="required")
     finding = run(printed, printed["v1"], sequential=True)
@@ -220,12 +221,12 @@ def test_sequential_audits_test_tokens_alone(printed: Printed) -> None:
     assert any("sequential audit tests tokens alone" in text for text in finding.assumptions)
 
 
-def test_an_unknown_mode(printed: Printed) -> None:
+def test_an_unknown_mode(printed: Recorded) -> None:
     with pytest.raises(TraceError, match="fingerprints: got 'maybe', expected one of auto, required, off"):
         run(printed, printed["v1"], fingerprints="maybe")
 
 
-def test_without_a_calibration_of_fingerprints(printed: Printed) -> None:
+def test_without_a_calibration_of_fingerprints(printed: Recorded) -> None:
     calibration = replace(printed.calibration, fingerprints=None)
     with pytest.raises(CalibrationError, match="fingerprints: required"):
         audit(printed["v1"], printed.reference, calibration, fingerprints="required")
@@ -233,7 +234,7 @@ def test_without_a_calibration_of_fingerprints(printed: Printed) -> None:
     assert any("the calibration knows nothing of them" in text for text in finding.assumptions)
 
 
-def test_evidence_without_projections(printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_without_projections(printed: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = printed.reference
     monkeypatch.setattr(reference, "measuring", lambda spec: None)
     with pytest.raises(ReferenceError, match="cannot give projections"):
@@ -242,14 +243,14 @@ def test_evidence_without_projections(printed: Printed, monkeypatch: pytest.Monk
     assert any("the reference cannot give projections" in text for text in finding.assumptions)
 
 
-def test_missing_sequences_count(printed: Printed) -> None:
+def test_missing_sequences_count(printed: Recorded) -> None:
     asked = [replace(bare(t), output_token_ids=np.zeros(0, dtype=np.int32)) for t in printed["v1"]]
     finding = run(printed, printed["v1"][:12], requests=asked)
     assert finding.verdict is Verdict.UNDECIDED
     assert (summary(finding).sequences, summary(finding).missing) == (12, 4)
 
 
-def test_reports(printed: Printed) -> None:
+def test_reports(printed: Recorded) -> None:
     traces = [bare(t) if i == 0 else t for i, t in enumerate(printed["int4 weights"])]
     finding = run(printed, traces)
     assert from_json(to_json(finding)) == finding

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from printed import SPEC, Printed
+from printed import SPEC
 
+from recorded import Recorded
 from veridifr.calibration_io import read_calibration, write_calibration
 from veridifr.cli import main
 from veridifr.demo import model_path
@@ -16,7 +17,7 @@ from veridifr.fingerprints.spec import to_dict
 from veridifr.traces import write_traces
 
 
-def test_calibrate_and_audit(printed: Printed, tmp_path: Path) -> None:
+def test_calibrate_and_audit(printed: Recorded, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(to_dict(SPEC)))
     write_traces(tmp_path / "honest.jsonl", printed["calibration.v1"])
     reference = ["--reference", f"evidence:{printed.file}", "--quiet"]
@@ -35,7 +36,7 @@ def test_calibrate_and_audit(printed: Printed, tmp_path: Path) -> None:
     assert main([*audit, "--fingerprints", "off", "--alpha", "0.02"]) == 0
 
 
-def test_replay_keeps_projections(printed: Printed, tmp_path: Path) -> None:
+def test_replay_keeps_projections(printed: Recorded, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(to_dict(SPEC)))
     write_traces(tmp_path / "t.jsonl", printed["v1"][:2])
     options = ["--reference", f"hf:{model_path()}", "--device", "cpu", "--quiet", "--out", str(tmp_path / "e")]
@@ -47,7 +48,7 @@ def test_replay_keeps_projections(printed: Printed, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "message"), [("{}", "spec."), ("[", "--fingerprints"), ("[]", "spec: got list")])
 def test_a_specification_that_is_none(
-    tmp_path: Path, printed: Printed, capsys: pytest.CaptureFixture[str], text: str, message: str
+    tmp_path: Path, printed: Recorded, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     (tmp_path / "spec.json").write_text(text)
     write_traces(tmp_path / "t.jsonl", printed["v1"][:1])
