@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import _results
+from veridifr.rng import compiled
 
 RESULTS = _results.RESULTS / "token_difr_cpu.json"
 HONEST = {
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    compiled.enable()  # as the commands do
     if args.check:
         wrong = _results.check(args.out, figures)
         print("\n".join(wrong) or "token_difr_cpu: figures follow from the raw results")

@@ -38,7 +38,7 @@ def test_a_set_deviates_in_one_thing_and_honest_ones_in_none(name: str) -> None:
             condition.model.name != condition.claimed_model,
             condition.used != condition.claimed,
         ]
-        honest = condition.name.startswith(("v1", "v2", "honest", "calibration"))
+        honest = condition.name.startswith(("v1", "v2", "honest", "more", "calibration"))
         assert sum(changes) == (0 if honest else 1), condition.name
         assert condition.claimed_model == plan.model
         assert sum(condition.used[key] != condition.claimed[key] for key in condition.claimed) <= 1
@@ -116,7 +116,7 @@ def test_a_plan_can_reuse_the_prompts_of_an_earlier_run(tmp_path: Path, monkeypa
     assert load_prompts(tmp_path / "out" / "prompts.npz") == known
 
 
-@pytest.mark.parametrize("name", sorted(PLANS))
+@pytest.mark.parametrize("name", ["demo", "pools"])
 def test_a_plan_writes_what_it_could_make_and_exits_with_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

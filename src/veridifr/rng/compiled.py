@@ -1,6 +1,8 @@
 """Philox compiled by numba, where that is installed (the extra `fast`): the same words, several times as fast.
 
-Nothing here is needed: `philox` computes the same with numpy alone.
+Nothing here is needed: `philox` computes the same with numpy alone. The commands of veridifr use it; other programs
+switch it on with `enable`. It is not on by itself, because vLLM 0.32 looks through every loaded module when an engine
+starts, and fails on llvmlite's (vllm/triton_utils/dispatcher.py): a process that starts one later must not load numba.
 """
 
 from __future__ import annotations
@@ -16,9 +18,23 @@ FEWEST = 20_000
 """Lanes below which numpy is fast enough: importing numba and loading the kernel takes about a second, once."""
 
 
-@cache
+_enabled = False
+
+
+def enable() -> None:
+    """Use numba from now on in this process, if it is installed; it is loaded when the first large draw needs it."""
+    global _enabled
+    _enabled = True
+
+
 def kernel() -> Callable[..., None] | None:
-    """`_word` compiled, or None without numba. It holds no lock of Python's, so threads run side by side."""
+    """`_word` compiled, or None where it is not enabled or numba is not installed. It holds no lock of Python's, so
+    threads run side by side."""
+    return _compiled() if _enabled else None
+
+
+@cache
+def _compiled() -> Callable[..., None] | None:
     try:
         numba: Any = importlib.import_module("numba")
     except ImportError:
