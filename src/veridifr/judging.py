@@ -14,7 +14,7 @@ from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
 from veridifr.finding import FingerprintSummary, StackResult, TestSummary, Verdict
 from veridifr.requests import Planned
-from veridifr.scored import ScoredItem, tokens_owed, tokens_scored
+from veridifr.scored import ScoredItem, reaching, tokens_owed, tokens_scored
 from veridifr.statistic import edge_of
 from veridifr.stats.power import power
 from veridifr.strata import matched
@@ -58,8 +58,7 @@ def judge(
     rng: np.random.Generator,
 ) -> Judgement | None:
     """Test the sequences that speak and weigh what the test could see; None if none reaches an edge."""
-    placed = [(item, edge_of(item.planned.end, calibration.edges)) for item in items if item.speaks]
-    usable = [(item, place) for item, place in placed if place is not None]
+    usable = reaching(items, calibration.edges)
     if not usable:
         return None
     places = np.array([place for _, place in usable], dtype=np.int64)

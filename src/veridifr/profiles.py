@@ -17,8 +17,7 @@ import numpy.typing as npt
 from veridifr import stats
 from veridifr.calibration import Calibration, Stack
 from veridifr.effects import surprises
-from veridifr.scored import ScoredItem
-from veridifr.statistic import edge_of
+from veridifr.scored import ScoredItem, reaching
 from veridifr.strata import matched
 
 Floats = npt.NDArray[np.float64]
@@ -48,8 +47,7 @@ class ProfileDifference:
 
 def difference(items: Sequence[ScoredItem], calibration: Calibration) -> ProfileDifference | None:
     """How the audited text differs from that of every honest stack; None if it does not clearly, or is not known."""
-    placed = [(item, edge_of(item.planned.end, calibration.edges)) for item in items if item.speaks]
-    usable = [(item, place) for item, place in placed if place is not None]
+    usable = reaching(items, calibration.edges)
     if not usable or not known(calibration):
         return None
     places = np.array([place for _, place in usable], dtype=np.int64)

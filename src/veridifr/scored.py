@@ -11,6 +11,7 @@ import numpy as np
 from veridifr.hypotheses import ScoredSequence
 from veridifr.requests import Planned
 from veridifr.scores import Scores, Status
+from veridifr.statistic import edge_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +30,12 @@ class ScoredItem:
     def speaks(self) -> bool:
         """Whether it holds evidence: some token is scored, and the request left a choice."""
         return not self.planned.forced and bool(self.scores.usable_T.any())
+
+
+def reaching(items: Sequence[ScoredItem], edges: Sequence[int]) -> list[tuple[ScoredItem, int]]:
+    """Sequences that speak and reach an edge, each with the number of the last one that it reaches."""
+    placed = [(item, edge_of(item.planned.end, edges)) for item in items if item.speaks]
+    return [(item, place) for item, place in placed if place is not None]
 
 
 def tokens_owed(planned: Sequence[Planned]) -> int:
