@@ -19,7 +19,7 @@ from veridifr.evidence import Evidence, evidence_key, listing_temperature
 from veridifr.fingerprints.capture import Capture
 from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.processors import needs_processing, process
-from veridifr.references import Reference, ReferenceSettings
+from veridifr.references import Reference, ReferenceSettings, fused_listing
 from veridifr.references.listing import Listing, joined, list_candidates
 from veridifr.references.weights import digest_model, digest_parameters, first_line, resolve
 from veridifr.trace import Sampling, Trace
@@ -199,6 +199,16 @@ class HfReference(Reference):
         """List a chunk in blocks that fit a CPU's cache, several at a time; on a GPU in one."""
         rows, vocab = logits_RV.shape
         cpu = self._device.type == "cpu"
+        if cpu and processed_RV is logits_RV and fused_listing.applies(sampling):
+            yield fused_listing.list_tail(
+                logits_RV.numpy(),
+                claimed_R.numpy(),
+                sampling,
+                tail_mass=self._settings.tail_mass,
+                list_bytes=self._settings.list_bytes,
+                threads=torch.get_num_threads(),
+            )
+            return
         block = min(rows, max(1, _CACHED_ELEMENTS // vocab)) if cpu else rows
         firsts = range(0, rows, block)
         threads = min(torch.get_num_threads(), len(firsts), _LISTING_THREADS) if cpu else 1

@@ -99,7 +99,7 @@ def list_candidates(
         least_R = torch.minimum(_largest(best_RG, short), _min_p_edge(processed_RV, sampling.min_p, heat))
         cut = _cut_at(processed_RV, least_R)
     else:
-        shares, allowed = Shares(scratch_RV, base, base_lse_R, heat), _allowed_tail(sampling, tail_mass)
+        shares, allowed = Shares(scratch_RV, base, base_lse_R, heat), allowed_tail(sampling, tail_mass)
         cut, tail_R = _cut_tail(processed_RV, shares, best_RG, short, allowed)
         tail_R = tail_R if sampling.top_p is None else None  # top-p needs the very mass, not a bound on it
     own_R = logits_RV.gather(1, claimed_R[:, None])[:, 0]
@@ -160,7 +160,7 @@ def _min_p_edge(processed_RV: torch.Tensor, min_p: float, heat: float) -> torch.
     return processed_RV.amax(dim=1) + (max(heat, 1.0) * math.log(min_p) - EDGE_WINDOW)
 
 
-def _allowed_tail(sampling: Sampling, tail_mass: float) -> float:
+def allowed_tail(sampling: Sampling, tail_mass: float) -> float:
     """Probability that may stay unlisted. Under top-p it is what surely is cut, also where the edge moves by `_MOVED`.
 
     Raising all that stands above a token by d/T multiplies the odds of their mass by exp(d/T): see `filters`.
