@@ -35,7 +35,7 @@ _MOVED = 1.0
 _FINITE = float(np.finfo(np.float32).min)
 _LONG = 1024
 """A larger top-k cuts so little that the tail is listed instead, as without it; above V it is off."""
-_EDGE_ROOM = 16
+EDGE_ROOM = 16
 """Candidates listed beyond what top-k keeps, so that the cut may move."""
 
 
@@ -91,7 +91,7 @@ def list_candidates(
         base_lse_R = shares_at(processed_RV, base, scratch_RV)
     budget = list_bytes // CANDIDATE_BYTES * 7 // 8  # what is listed is about a seventh more
     top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k <= _LONG else None
-    short = min(vocab, max(budget, 2, (top_k or 0) + _EDGE_ROOM))
+    short = min(vocab, max(budget, 2, (top_k or 0) + EDGE_ROOM))
     best_RG, tail_R = _best_of_groups(processed_RV, short), None
     if sampling.greedy or sampling.top_k is not None:
         cut = _cut_at(processed_RV, _largest(best_RG, short))
@@ -120,7 +120,7 @@ def list_candidates(
         rank_R=_ranks(logits_RV, own_R, values_N, counts_R, cut.floor_R if same else None),
         floor_R=cut.floor_R,
         tail_R=tail_R,
-        hot_tail_R=_hot_tail(shown_N, counts_R, cut.floor_R, HOT * heat, vocab),
+        hot_tail_R=hot_tail(shown_N, counts_R, cut.floor_R, HOT * heat, vocab),
     )
 
 
@@ -244,7 +244,7 @@ def _with_claimed(
     return np.insert(cut.flat_N, at, wanted_R[~there]), np.insert(cut.values_N, at, own_R[~there])
 
 
-def _hot_tail(
+def hot_tail(
     values_N: npt.NDArray[np.float32],
     counts_R: Indices,
     floor_R: npt.NDArray[np.float32],
