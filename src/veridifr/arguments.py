@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from veridifr.deviations import MULTIPLES
+from veridifr.vllm.serve_arguments import add_serve_options
 
 EPILOG = (
     "exit status: 0 consistent, 1 divergent, 2 usage or unreadable input, 3 undecided, no evidence or unsupported "
@@ -33,6 +34,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     _report(_command(commands, "report", "render findings (JSON) again as text and HTML"))
     _import(_command(commands, "import", "turn another tool's output into traces"))
     _seeds(_command(commands, "seeds", "issue the seeds of an audit from a secret, and check them"))
+    _serve_flags(_command(commands, "serve-flags", "print what switches capture on in a vLLM server"))
     return top
 
 
@@ -195,6 +197,12 @@ def _seeds(command: argparse.ArgumentParser) -> None:
     check = _command(actions, "check", "recompute every seed; exit status 3 where one is not as issued")
     check.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="trace files, or requests with seeds")
     _secret_file(check)
+
+
+def _serve_flags(command: argparse.ArgumentParser) -> None:
+    add_serve_options(command)
+    command.add_argument("--vllm-version", metavar="V", help="of this version (default: the one that is installed)")
+    command.add_argument("--json", dest="json_output", action="store_true", help="as JSON")
 
 
 def _secret_file(command: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veridifr import __version__, cli_plan, cli_seeds
+from veridifr import __version__, cli_plan, cli_seeds, cli_serve
 from veridifr.arguments import parser
 from veridifr.errors import InputError, MissingExtraError, UnsupportedError
 from veridifr.finding import Finding, Verdict
@@ -302,4 +302,5 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": _report,
     "import": _import,
     "seeds": cli_seeds.run,
+    "serve-flags": cli_serve.run,
 }

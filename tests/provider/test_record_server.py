@@ -1,0 +1,428 @@
+"""Records of a server: bound to one HTTP request, guarded by the server's key, bounded, and gone when deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fake_server import SPEC, FakeClient, Server
+
+from veridifr.errors import FingerprintError, InputError, UnsupportedError
+from veridifr.fingerprints import fingerprint_of
+from veridifr.fingerprints.merkle import Opening, check_opening
+from veridifr.traces.codec import trace_from_dict
+from veridifr.vllm.endpoint_plugin import EndpointPlugin
+from veridifr.vllm.middleware import Middleware, authorized, keys_of
+from veridifr.vllm.options import CaptureOptions
+from veridifr.vllm.records import MAX_REQUESTS, Records, Ticket
+from veridifr.vllm.server_options import ServerOptions, server_options_from_json, server_options_to_json
+from veridifr.vllm.service import start
+
+RECORD = "x-veridifr-record"
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+async def started(monkeypatch: pytest.MonkeyPatch, client: FakeClient | None = None, **given: Any) -> Server:
+    options = ServerOptions(**{k: v for k, v in given.items() if k not in ("key", "served")})
+    monkeypatch.setenv("VERIDIFR_CAPTURE", server_options_to_json(options))
+    server = Server(client or FakeClient(), **{k: v for k, v in given.items() if k in ("key", "served")})
+    assert await server.start() == [{"type": "lifespan.startup.complete"}]
+    return server
+
+
+async def made(server: Server, body: dict[str, Any], **headers: str) -> str:
+    status, found, _ = await server.ask("POST", "/v1/completions", body, **headers)
+    assert status == 200
+    return found[RECORD]
+
+
+async def got(server: Server, record: str, method: str = "GET", **given: Any) -> tuple[int, dict[str, Any]]:
+    status, headers, body = await server.ask(method, f"/veridifr/v1/records/{record}", **given)
+    assert headers["content-type"] == "application/json"
+    return status, json.loads(body)
+
+
+@pytest.mark.parametrize("kind", ["FINAL_ONLY", "CUMULATIVE", "DELTA"])
+def test_a_record_is_a_trace(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch, served=("shown",))
+        record = await made(server, {"prompts": [[4, 5]], "kind": kind})
+        status, body = await got(server, record)
+        assert status == 200
+        (sequence,) = body["sequences"]
+        trace = trace_from_dict(sequence)
+        assert (trace.id, trace.model) == ("cmpl-0-0/0", "shown")
+        assert trace.prompt_token_ids.tolist() == [4, 5]
+        assert trace.output_token_ids.tolist() == [400, 401, 402]
+        assert (trace.sampling.seed, trace.engine.sampler) == (3, "vllm-cpu-gumbel-splitmix")
+        assert trace.finish_reason == "length"
+        assert fingerprint_of(trace, SPEC) is not None
+        assert await got(server, record) == (status, body)  # the worker gave it out once; the record stays the same
+
+    run(work())
+
+
+def test_the_commitment_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch)
+        record = await made(server, {"prompts": [[4]]})
+        status, _, roots = await server.ask("GET", f"/veridifr/v1/records/{record}/commitment")
+        _, body = await got(server, record)
+        (sequence,) = body["sequences"]
+        said = sequence["commitment"]
+        assert (status, json.loads(roots)["roots"]) == (200, [said["root"]])
+        trace = trace_from_dict(sequence)
+        found = fingerprint_of(trace, SPEC)
+        assert found is not None
+        opening = Opening(tap=said["tap"], payload=found.payloads[0], salt=bytes.fromhex(said["salt"]), siblings=())
+        root = bytes.fromhex(said["root"])
+        assert check_opening(opening, root, SPEC, 3, trace.digest()) == found.payloads[0]
+        with pytest.raises(FingerprintError):
+            check_opening(opening, root, SPEC, 3, "00" * 32)
+
+    run(work())
+
+
+def test_several_prompts_and_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch)
+        record = await made(server, {"prompts": [[1], [2]], "n": 2, "kind": "DELTA"})
+        _, body = await got(server, record)
+        traces = [trace_from_dict(sequence) for sequence in body["sequences"]]
+        assert [(t.id, t.engine.child, t.output_token_ids[0]) for t in traces] == [
+            ("cmpl-0-0/0", 0, 100),
+            ("cmpl-0-0/1", 1, 110),
+            ("cmpl-0-1/0", 0, 200),
+            ("cmpl-0-1/1", 1, 210),
+        ]
+
+    run(work())
+
+
+def test_bodies_pass_through_and_only_a_header_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch)
+        status, headers, body = await server.ask("POST", "/v1/completions", {"prompts": [[4]], "kind": "DELTA"})
+        assert (status, body) == (200, b"[400][401][402]")
+        assert headers.keys() == {"a", RECORD}
+        assert len(headers[RECORD]) == 43  # 256 bits
+
+    run(work())
+
+
+def test_clients_with_one_request_id_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may choose its request id, also another's: ids of the engine are not made from it alone."""
+
+    async def work() -> None:
+        client = FakeClient()
+        server = await started(monkeypatch, client)
+        client.after_first = lambda: asyncio.sleep(0.01)
+        bodies = [{"prompts": [[number]]} for number in range(1, 9)]
+        records = await asyncio.gather(*(made(server, body, x_request_id="same") for body in bodies))
+        assert len(set(records)) == 8
+        for number, record in enumerate(records, start=1):
+            _, body = await got(server, record)
+            (sequence,) = body["sequences"]
+            assert sequence["prompt_token_ids"] == [number]
+            assert sequence["output_token_ids"] == [100 * number + step for step in range(3)]
+            assert sequence["id"] == "same-0/0"
+
+    run(work())
+
+
+def test_a_running_request_has_no_record_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        client = FakeClient()
+        server = await started(monkeypatch, client)
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            entered.set()
+            await leave.wait()
+
+        client.after_first = wait
+        asking = asyncio.create_task(made(server, {"prompts": [[4]]}))
+        await entered.wait()
+        (record,) = server.state.veridifr.records._kept
+        assert await got(server, record) == (409, {"error": "the request has not finished"})
+        leave.set()
+        assert await asking == record
+        assert (await got(server, record))[0] == 200
+
+    run(work())
+
+
+def test_an_aborted_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stream is closed at once, and the worker told to forget it."""
+
+    async def work() -> None:
+        client = FakeClient()
+        server = await started(monkeypatch, client)
+        record = await made(server, {"prompts": [[4]], "leave": True})
+        assert client.closed
+        assert await got(server, record) == (410, {"error": "the request was aborted"})
+        await asyncio.sleep(0)
+        assert client.calls[-1][0] == "veridifr_drop"
+        assert (await got(server, await made(server, {"prompts": [[4]]})))[0] == 200
+
+    run(work())
+
+
+@pytest.mark.parametrize("status", ["evicted", "unknown", "ambiguous", "incomplete", "stopped"])
+def test_what_the_worker_lost_is_said(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        client = FakeClient()
+        client.lost = {"status": status, "reason": "because"}
+        server = await started(monkeypatch, client)
+        code, body = await got(server, await made(server, {"prompts": [[4]]}))
+        assert code == 200
+        (sequence,) = body["sequences"]
+        assert sequence["id"] == "cmpl-0-0/0"
+        assert f"{status}: because" in sequence["reason"]
+        assert "output_token_ids" not in sequence
+
+    run(work())
+
+
+def test_unknown_and_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        client = FakeClient()
+        server = await started(monkeypatch, client)
+        assert await got(server, "nobody") == (404, {"error": "no such record"})
+        assert (await got(server, "nobody", "DELETE"))[0] == 404
+        record = await made(server, {"prompts": [[4]]})
+        assert await got(server, record, "DELETE") == (200, {"deleted": True})
+        await asyncio.sleep(0)
+        assert client.calls[-1][0] == "veridifr_drop"
+        assert await got(server, record) == (410, {"error": "the record was deleted"})
+        assert (await got(server, record, "DELETE"))[0] == 410
+
+    run(work())
+
+
+def test_deleted_once_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch, delete_once_served=True)
+        record = await made(server, {"prompts": [[4]]})
+        answers = await asyncio.gather(*(got(server, record) for _ in range(3)))
+        assert sorted(status for status, _ in answers) == [200, 410, 410]
+
+    run(work())
+
+
+def test_prompts_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch, keep_prompts=False)
+        _, body = await got(server, await made(server, {"prompts": [[4, 5, 6]]}))
+        (sequence,) = body["sequences"]
+        assert "prompt_token_ids" not in sequence
+        assert sequence["prompt_tokens"] == 3
+        whole = trace_from_dict({**sequence, "prompt_token_ids": [4, 5, 6]})
+        assert fingerprint_of(whole, SPEC) is not None
+
+    run(work())
+
+
+PATHS = (
+    ("GET", "/veridifr/v1/records/RECORD"),
+    ("GET", "/veridifr/v1/records/RECORD/commitment"),
+    ("DELETE", "/veridifr/v1/records/RECORD"),
+    ("GET", "/veridifr/v1/records/nobody"),
+    ("GET", "/veridifr/v1/engine"),
+    ("GET", "/veridifr/other"),
+)
+
+
+@pytest.mark.parametrize(("method", "path"), PATHS)
+def test_every_path_wants_the_key(method: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch, key="right")
+        record = await made(server, {"prompts": [[4]]})
+        where = path.replace("RECORD", record)
+        for given in ({}, {"key": "wrong"}, {"authorization": "right"}, {"authorization": "Basic right"}, {"key": ""}):
+            status, headers, body = await server.ask(method, where, **given)
+            assert (status, headers["www-authenticate"]) == (401, "Bearer")
+            assert json.loads(body) == {"error": "Unauthorized"}
+        assert (await server.ask(method, where, key="right"))[0] != 401
+
+    run(work())
+
+
+def test_the_key_is_the_servers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "of-the-environment")
+    assert keys_of(SimpleNamespace(api_key=["a", "b"])) == ["a", "b"]
+    assert keys_of(SimpleNamespace(api_key=None)) == ["of-the-environment"]
+    monkeypatch.delenv("VLLM_API_KEY")
+    assert keys_of(SimpleNamespace(api_key=None)) == []
+    bearer = [(b"Authorization", b"bearer b")]
+    assert authorized(bearer, ["a", "b"])
+    assert not authorized(
+        [*bearer, (b"authorization", b"Bearer b")], ["a", "b"]
+    )  # two headers
+    assert not authorized([(b"authorization", b"Bearer \xff")], ["a"])
+
+
+def test_wrong_methods_and_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch)
+        for method, path, expected in (
+            ("POST", "/veridifr/v1/records/x", 405),
+            ("DELETE", "/veridifr/v1/records/x/commitment", 405),
+            ("POST", "/veridifr/v1/engine", 405),
+            ("GET", "/veridifr/v1/records", 404),
+            ("GET", "/veridifr/v1/records/x/y", 404),
+            ("GET", "/veridifr/v2/records/x", 404),
+        ):
+            assert (await server.ask(method, path))[0] == expected, (method, path)
+
+    run(work())
+
+
+def test_a_failed_request_gives_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch)
+        _, headers, _ = await server.ask("POST", "/v1/completions", {"prompts": [[4]], "status": 500})
+        assert RECORD not in headers
+        _, headers, _ = await server.ask("POST", "/tokenize", {"prompts": []})
+        assert RECORD not in headers  # nothing was generated
+        assert len(server.state.veridifr.records._kept) == 0
+
+    run(work())
+
+
+def test_the_worker_refusing_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        client = FakeClient()
+        server = await started(monkeypatch, client)
+        record = await made(server, {"prompts": [[4]]})
+        client.refused = "capture: is off"
+        assert await got(server, record) == (503, {"error": "capture: is off"})
+        client.refused = None
+        assert (await got(server, record))[0] == 200
+
+    run(work())
+
+
+def test_beams_have_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        server = await started(monkeypatch)
+        record = await made(server, {"prompts": [[4]] * (MAX_REQUESTS + 1)})
+        status, body = await got(server, record)
+        assert (status, "beam search" in body["error"]) == (410, True)
+
+    run(work())
+
+
+def test_records_are_bounded_in_number_tokens_and_age() -> None:
+    clock = [0.0]
+    options = ServerOptions(capture=CaptureOptions(ttl_seconds=10, max_tokens=50), max_records=2)
+    records = Records(options, lambda: clock[0])
+    first, second, third = records.new(), records.new(), records.new()
+    assert "more records" in str(records.find(first.id))
+    assert records.find(second.id) is second
+    records.count(second, 30)
+    records.count(third, 30)
+    assert "more records or tokens" in str(records.find(second.id))
+    assert records.find(third.id) is third
+    clock[0] = 11.0
+    assert records.find(third.id) == "expired"
+    assert records.find("nobody") is None
+
+
+def test_ids_are_not_made_from_what_a_client_sends() -> None:
+    records = Records(ServerOptions(), lambda: 0.0)
+    names = {Ticket(records).watch("chosen", delta=False, several=False).name for _ in range(50)}
+    assert len(names) == 50
+    assert all(name.startswith("chosen-") and len(name) == len("chosen-") + 32 for name in names)
+
+
+def test_what_the_engine_is_refused_for_keeps_the_server_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        client = FakeClient()
+        client.refused = "speculative_config: speculative decoding draws tokens in another way"
+        (message,) = await Server(client).start()
+        assert message["type"] == "lifespan.startup.failed"
+        assert message["message"].startswith("veridifr: speculative_config: speculative decoding")
+
+    monkeypatch.delenv("VERIDIFR_CAPTURE", raising=False)
+    run(work())
+
+
+def test_an_engine_without_the_extension_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        client = FakeClient(extension="another.Extension")
+        server = Server(client)
+        assert await server.start() == [{"type": "lifespan.startup.complete"}]
+        assert "generate" not in vars(client)
+        assert client.calls == []
+        status, headers, _ = await server.ask("POST", "/v1/completions", {"prompts": [[4]]})
+        assert (status, RECORD in headers) == (200, False)
+
+    run(work())
+
+
+def test_the_endpoint_plugin_starts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VERIDIFR_CAPTURE", raising=False)
+
+    async def work() -> None:
+        added: list[Any] = []
+        plugin, client = EndpointPlugin(), FakeClient()
+        assert (plugin.name, plugin.required_tasks) == ("veridifr", ("generate",))
+        plugin.attach_router(SimpleNamespace(add_middleware=added.append))
+        assert added == [Middleware]
+        server = Server(client)
+        await plugin.init_state(client, server.state, server.state.args)
+        assert await server.start() == [{"type": "lifespan.startup.complete"}]
+        assert [method for method, _ in client.calls] == ["veridifr_enable"]
+        await plugin.init_state(None, SimpleNamespace(), None)  # a server without an engine
+
+    run(work())
+
+
+def test_several_front_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VERIDIFR_CAPTURE", raising=False)
+    with pytest.raises(UnsupportedError, match="api_server_count: expected 1"):
+        run(start(FakeClient(), SimpleNamespace(), SimpleNamespace(api_server_count=4)))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "expected an object"),
+        ("{", "JSON"),
+        ('{"more": 1}', "'more': not an option"),
+        ('{"max_records": 0}', "max_records: got 0"),
+        ('{"keep_prompts": 1}', "keep_prompts: got 1"),
+        ('{"capture": 3}', "options: got int"),
+        ('{"capture": {"ttl_seconds": "x"}}', "ttl_seconds"),
+        ('{"capture": {"max_tokens": -1}}', "max_tokens"),
+        ('{"capture": {"max_requests": true}}', "max_requests"),
+        ('{"capture": {"fingerprint_seed": -1}}', "fingerprint_seed"),
+        ('{"capture": {"allow_unverified_version": "yes"}}', "allow_unverified_version"),
+        ('{"capture": {"nothing": 1}}', "'nothing': not an option"),
+        ('{"capture": {"spec": {"seed": 1}}}', "spec.encoding: missing"),
+    ],
+)
+def test_bad_options_are_named(text: str, said: str) -> None:
+    with pytest.raises(InputError, match="VERIDIFR_CAPTURE: ") as raised:
+        server_options_from_json(text)
+    assert said in str(raised.value)
+
+
+def test_options_survive_the_environment() -> None:
+    options = ServerOptions(
+        capture=CaptureOptions(spec=SPEC, ttl_seconds=5.5, max_tokens=9), max_records=3, keep_prompts=False
+    )
+    assert server_options_from_json(server_options_to_json(options)) == options
+    assert server_options_to_json(ServerOptions()) == "{}"
+    assert server_options_from_json(None) == ServerOptions()
+    both = {"spec": SPEC, "fingerprint_seed": 1}
+    with pytest.raises(InputError, match="fingerprint_seed: a specification was given too"):
+        CaptureOptions(**both)  # type: ignore[arg-type]
