@@ -85,12 +85,14 @@ class Pending:
         self.first = first
         self.draw = draw
         self._made = made
-        self._done = torch.cuda.Event()
-        self._done.record()
+        self._done = torch.cuda.Event() if torch.cuda.is_available() else None
+        if self._done is not None:
+            self._done.record()
 
     def finish(self) -> list[tuple[Listing, npt.NDArray[np.int64]]]:
         """Consecutive listings, each with the rows of it that the race leaves open."""
-        self._done.synchronize()
+        if self._done is not None:
+            self._done.synchronize()
         heat = 1.0 if self.trace.sampling.greedy else self.trace.sampling.temperature
         return [_listing(made, heat) for made in self._made]
 
