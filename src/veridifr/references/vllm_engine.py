@@ -148,10 +148,15 @@ class VllmReference(Reference):
         waiting: dict[str, _Replay] = {}
         done: list[_Replay] = []
 
-        def take(part: Part) -> None:
+        failed: list[Exception] = []
+
+        def take(part: Part) -> None:  # an error here must not leave the engine in the middle of a step
             replay = waiting.get(part.request_id)
-            if replay is not None and self._take(replay, part):
-                done.append(waiting.pop(part.request_id))
+            try:
+                if replay is not None and not failed and self._take(replay, part):
+                    done.append(waiting.pop(part.request_id))
+            except Exception as error:  # noqa: BLE001 (raised as soon as the step is over)
+                failed.append(error)
 
         with vllm_steps.listening(self._runner, take), ThreadPoolExecutor(2) as pool:
             made: list[Future[Evidence]] = []
@@ -162,6 +167,8 @@ class VllmReference(Reference):
                     waiting[name] = _Replay(trace)
                 while self._engine.has_unfinished_requests():
                     self._engine.step()
+                    if failed:
+                        raise failed[0]
                     made += [pool.submit(self._finished, replay) for replay in done]
                     done.clear()
                     while made and made[0].done():
