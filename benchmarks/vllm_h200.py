@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def _speed_figures(speed: Mapping[str, Any], compared: Mapping[str, Any] | None)
         "verify_over_prefill_95": {name: interval for name, (_, interval) in ratios.items()},
         "prefill_tokens_per_s": speed["tokens"] / float(np.median(speed["paper_bare_s"] + speed["unfiltered_bare_s"])),
         "verify_tokens_per_s": {name: speed["tokens"] / float(np.median(speed[f"{name}_s"])) for name in cases},
+        "evidence_over_prefill": {
+            name: _ratio(speed[f"{name}_bare_s"], speed[f"{name}_evidence_s"])[0] for name in cases
+        },
         "verify_extra_memory_bytes": speed["memory"],
         "decode_with_fingerprints": {name: ratio for name, (ratio, _) in decode.items()},
         "decode_with_fingerprints_95": {name: interval for name, (_, interval) in decode.items()},
@@ -137,12 +141,16 @@ def run(args: argparse.Namespace) -> None:
 def _tb24m(args: argparse.Namespace, work: Path) -> None:
     place = work / "emitted"
     place.mkdir(exist_ok=True)
-    about: dict[str, Any] = {}
-    for number, name in enumerate(EMITTED):
-        about[name] = _worker(
+
+    def emit(name: str) -> dict[str, Any]:
+        return _worker(
             "emit", "--model", args.models / "tb24m", "--prompts", args.prompts, "--out", place / f"emit.{name}.jsonl",
-            "--sequences", str(args.emitted), "--output", "64", "--first", str(number * args.emitted), *EMITTED[name],
+            "--sequences", str(args.emitted), "--output", "64",
+            "--first", str(list(EMITTED).index(name) * args.emitted), *EMITTED[name],
         )  # fmt: skip
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        about = dict(zip(EMITTED, pool.map(emit, EMITTED), strict=True))
     found = _worker("verify", "--model", args.models / "tb24m", "--traces", place, "--first", str(FIRST_TOKENS))
     _save(args.out / "tb24m.json", found | {"about": about})
 
@@ -157,7 +165,8 @@ def _worker(*words: Any) -> dict[str, Any]:
     print(f"{words[0]}: exit status {done.returncode} after {time.monotonic() - begun:.0f} s", flush=True)
     said = [line for line in lines[:-1] if "tokens/s" in line or line.startswith("decode")]
     print("\n".join(said if done.returncode == 0 else lines[-25:]), flush=True)
-    found: dict[str, Any] = json.loads(lines[-1]) if done.returncode == 0 else {"failed": lines[-1][:300]}
+    result = next((line for line in reversed(lines) if line.startswith("{")), "{}")  # libraries may speak last
+    found: dict[str, Any] = json.loads(result) if done.returncode == 0 else {"failed": lines[-1][:300]}
     return found
 
 
@@ -177,6 +186,7 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--emitted", type=int, default=200, help="sequences of each provider of tb24m")
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--jobs", type=int, default=3, help="providers of tb24m at a time")
     parser.add_argument("--decode", nargs="+", default=list(DECODE))
     parser.add_argument("--raw", nargs="+", type=Path)
     parser.add_argument("--check", action="store_true")

@@ -26,9 +26,9 @@ from veridifr.trace import Trace
 
 _LIKELY = 6.0
 """Candidates with more than exp(-6) of the probability get their noise in the first pass."""
-_BLOCK = 65_536
-"""Candidates up to which a block is not worth splitting: a block costs a fraction of a millisecond in calls alone."""
 _THREADS = min(4, os.cpu_count() or 1)
+_BLOCK = 65_536 if _THREADS < 4 else 16_384
+"""Candidates up to which a block is not worth splitting: a block costs a fraction of a millisecond in calls alone."""
 
 
 def score(

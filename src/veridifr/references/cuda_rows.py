@@ -31,7 +31,7 @@ RACE_ROOM = 32
 WINDOW = 1.5
 """Logits below the best perturbed score within which tokens are listed: `scores.NEAR`, and room for float32 noise."""
 _ROWS = 1024
-_LANES, _DEPTH, _BLOCK = 1024, 2, 2048
+_LANES, _DEPTH, _BLOCK = 1024, 4, 2048
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -89,6 +89,10 @@ class Pending:
         if self._done is not None:
             self._done.record()
 
+    def ready(self) -> bool:
+        """Whether `finish` would not have to wait."""
+        return self._done is None or bool(self._done.query())
+
     def finish(self) -> list[tuple[Listing, npt.NDArray[np.int64]]]:
         """Consecutive listings, each with the rows of it that the race leaves open."""
         if self._done is not None:
@@ -132,7 +136,7 @@ def _launch(
     grid = (rows,)
     kernels.survey[grid](
         x_RV, stride, vocab, heat, found["lse"], found["hot_lse"], found["top"], found["least"],
-        SHORT=SHORT, LANES=_LANES, DEPTH=_DEPTH, num_warps=8,
+        SHORT=SHORT, LANES=_LANES, DEPTH=_DEPTH, HOT=heat != 1.0, num_warps=8,
     )  # fmt: skip
     kernels.gather[grid](
         x_RV, stride, vocab, found["least"], claimed_R, found["ids"], found["logits"], found["count"], found["rank"],
@@ -146,8 +150,8 @@ def _launch(
             for values in (noise.keys_R2, noise.counters_R)
         )
         kernels.race[grid](
-            x_RV, stride, vocab, draw.temperature, WINDOW, keys_R2, counters_R,
-            found["near_ids"], found["near_logits"], found["near"],
+            x_RV, stride, vocab, draw.temperature, WINDOW, keys_R2, counters_R, found["least"],
+            claimed_R, found["near_ids"], found["near_logits"], found["near"],
             TRITON_UNIFORM=noise.triton, ROOM=RACE_ROOM, LANES=_LANES, num_warps=8,
         )  # fmt: skip
     made: dict[str, Any] = {name: _to_host(values) for name, values in found.items()}
@@ -171,16 +175,17 @@ def _listing(made: dict[str, Any], heat: float) -> tuple[Listing, npt.NDArray[np
     rows_N = np.repeat(np.arange(len(count_R), dtype=np.int64), count_R)
     ids_N, logits_N = host["ids"][listed], host["logits"][listed]
     open_O = np.zeros(0, dtype=np.int64)
+    counts_R = count_R.astype(np.int64)
     if "near" in host:
         near_R = np.maximum(host["near"], 0)
         near = np.arange(RACE_ROOM) < near_R[:, None]
-        flat_N = np.concatenate([rows_N, np.repeat(np.arange(len(near_R)), near_R)]) * vocab
-        flat_N += np.concatenate([ids_N, host["near_ids"][near]])
-        flat_N, kept = np.unique(flat_N, return_index=True)
-        ids_N, logits_N = (flat_N % vocab).astype(np.int32), np.concatenate([logits_N, host["near_logits"][near]])[kept]
-        rows_N = flat_N // vocab
+        near_ids, near_rows = host["near_ids"][near], np.repeat(np.arange(len(near_R), dtype=np.int64), near_R)
+        order = np.argsort(near_rows * vocab + near_ids)
+        place = np.searchsorted(rows_N * vocab + ids_N, (near_rows * vocab + near_ids)[order])
+        ids_N = np.insert(ids_N, place, near_ids[order])
+        logits_N = np.insert(logits_N, place, host["near_logits"][near][order])
+        counts_R += near_R
         open_O = np.flatnonzero(host["near"] < 0)
-    counts_R = np.bincount(rows_N, minlength=len(count_R)).astype(np.int64)
     share_N = np.exp(logits_N.astype(np.float64) / heat - np.repeat(host["hot_lse"].astype(np.float64), counts_R))
     whole_R = counts_R == vocab
     tail_R = 1.0 - np.add.reduceat(share_N, np.cumsum(counts_R) - counts_R)

@@ -19,9 +19,10 @@ LANES = 1024
 @triton.jit  # type: ignore[untyped-decorator]
 def survey(  # noqa: PLR0913 (a kernel takes pointers)
     x_ptr, stride, vocab, heat, lse_ptr, hot_lse_ptr, top_ptr, least_ptr,
-    SHORT: tl.constexpr, LANES: tl.constexpr, DEPTH: tl.constexpr,
+    SHORT: tl.constexpr, LANES: tl.constexpr, DEPTH: tl.constexpr, HOT: tl.constexpr,
 ):  # fmt: skip
-    """Log-sum-exp at temperature 1 and `heat`, the largest logit, and one that at least SHORT logits reach."""
+    """Log-sum-exp at temperature 1 and at `heat` (the same unless HOT), the largest logit, and one that at least SHORT
+    logits reach."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
     deep = tl.arange(0, DEPTH)
@@ -34,11 +35,15 @@ def survey(  # noqa: PLR0913 (a kernel takes pointers)
         found = tl.maximum(best, tl.max(x, axis=0))
         shift = tl.where(found == float("-inf"), 0.0, found)
         total = total * tl.exp(best - shift) + tl.sum(tl.exp(x - shift[None, :]), axis=0)
-        hot_total = hot_total * tl.exp((best - shift) / heat) + tl.sum(tl.exp((x - shift[None, :]) / heat), axis=0)
+        if HOT:
+            hot_total = hot_total * tl.exp((best - shift) / heat) + tl.sum(tl.exp((x - shift[None, :]) / heat), axis=0)
         best = found
     top = tl.max(best, axis=0)
-    tl.store(lse_ptr + row, top + tl.log(tl.sum(total * tl.exp(best - top), axis=0)))
-    tl.store(hot_lse_ptr + row, top / heat + tl.log(tl.sum(hot_total * tl.exp((best - top) / heat), axis=0)))
+    lse = top + tl.log(tl.sum(total * tl.exp(best - top), axis=0))
+    tl.store(lse_ptr + row, lse)
+    if HOT:
+        lse = top / heat + tl.log(tl.sum(hot_total * tl.exp((best - top) / heat), axis=0))
+    tl.store(hot_lse_ptr + row, lse)
     tl.store(top_ptr + row, top)
     ordered = tl.sort(best, descending=True)
     tl.store(least_ptr + row, tl.max(tl.where(lane == SHORT - 1, ordered, float("-inf")), axis=0))
@@ -93,15 +98,15 @@ def _philox(c0, c1, c2, c3, k0, k1):
 
 @triton.jit  # type: ignore[untyped-decorator]
 def race(  # noqa: PLR0913 (a kernel takes pointers)
-    x_ptr, stride, vocab, heat, window, key_ptr, counter_ptr,
+    x_ptr, stride, vocab, heat, window, key_ptr, counter_ptr, least_ptr, claimed_ptr,
     ids_ptr, logits_ptr, count_ptr,
     TRITON_UNIFORM: tl.constexpr, ROOM: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """The tokens whose perturbed score comes within `window` of the best: the two best of every lane.
+    """The tokens whose perturbed score comes within `window` of the best, but for those that `gather` lists anyway.
 
-    `count` is how many there are, or -1 where that is not sure: a lane had a third, or there are more than ROOM.
-    `key` [R, 2] and `counter` [R] as the contract has them: with TRITON_UNIFORM the counter is the id, else the id is
-    the counter's third word.
+    They are sought among the two best of every lane. `count` is how many there are, or -1 where that is not sure: a
+    lane had a third, or there are more than ROOM. `key` [R, 2] and `counter` [R] as the contract has them: with
+    TRITON_UNIFORM the counter is the id, else the id is the counter's third word.
     """
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, LANES)
@@ -137,12 +142,14 @@ def race(  # noqa: PLR0913 (a kernel takes pointers)
             tl.where(wins, at, first_id),
         )
     edge = tl.max(first_z, axis=0) - window
-    near = (first_z >= edge).to(tl.int32)
+    least = tl.load(least_ptr + row)
+    claimed = tl.load(claimed_ptr + row)
+    near = ((first_z >= edge) & (first_x < least) & (first_id != claimed)).to(tl.int32)
     count = tl.sum(near, axis=0)
     place = tl.cumsum(near, axis=0) - 1
     tl.store(ids_ptr + row * ROOM + place, first_id, mask=(near > 0) & (place < ROOM))
     tl.store(logits_ptr + row * ROOM + place, first_x, mask=(near > 0) & (place < ROOM))
-    near = (second_z >= edge).to(tl.int32)
+    near = ((second_z >= edge) & (second_x < least) & (second_id != claimed)).to(tl.int32)
     place = count + tl.cumsum(near, axis=0) - 1
     tl.store(ids_ptr + row * ROOM + place, second_id, mask=(near > 0) & (place < ROOM))
     tl.store(logits_ptr + row * ROOM + place, second_x, mask=(near > 0) & (place < ROOM))

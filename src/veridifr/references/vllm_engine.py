@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +44,10 @@ class _Replay:
     parts: list[cuda_rows.Pending | list[Listing]] = field(default_factory=list)
     projections: list[torch.Tensor] = field(default_factory=list)
     rows: int = 0
+
+    def ready(self) -> bool:
+        """Whether the device is done with every part."""
+        return all(isinstance(part, list) or part.ready() for part in self.parts)
 
 
 class VllmReference(Reference):
@@ -146,7 +150,7 @@ class VllmReference(Reference):
         """See `Reference.evidence`. The engine batches; what one step lists is fetched while the next one runs."""
         sampling = require("vllm", "vllm").SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         waiting: dict[str, _Replay] = {}
-        done: list[_Replay] = []
+        done: deque[_Replay] = deque()
 
         failed: list[Exception] = []
 
@@ -158,8 +162,7 @@ class VllmReference(Reference):
             except Exception as error:  # noqa: BLE001 (raised as soon as the step is over)
                 failed.append(error)
 
-        with vllm_steps.listening(self._runner, take), ThreadPoolExecutor(2) as pool:
-            made: list[Future[Evidence]] = []
+        with vllm_steps.listening(self._runner, take):
             try:
                 for number, trace in enumerate(traces):
                     ids = np.concatenate([trace.prompt_token_ids, trace.output_token_ids[:-1]]).tolist()
@@ -169,12 +172,10 @@ class VllmReference(Reference):
                     self._engine.step()
                     if failed:
                         raise failed[0]
-                    made += [pool.submit(self._finished, replay) for replay in done]
-                    done.clear()
-                    while made and made[0].done():
-                        yield made.pop(0).result()
-                for future in made:
-                    yield future.result()
+                    while done and done[0].ready():  # the others are of a step that the device is still at
+                        yield self._finished(done.popleft())
+                while done:
+                    yield self._finished(done.popleft())
             finally:
                 if waiting:
                     self._engine.abort_request(list(waiting))
