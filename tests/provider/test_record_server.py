@@ -263,9 +263,7 @@ def test_the_key_is_the_servers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert keys_of(SimpleNamespace(api_key=None)) == []
     bearer = [(b"Authorization", b"bearer b")]
     assert authorized(bearer, ["a", "b"])
-    assert not authorized(
-        [*bearer, (b"authorization", b"Bearer b")], ["a", "b"]
-    )  # two headers
+    assert not authorized([*bearer, (b"authorization", b"Bearer b")], ["a", "b"])  # two headers
     assert not authorized([(b"authorization", b"Bearer \xff")], ["a"])
 
 
