@@ -247,7 +247,7 @@ def test_dropped_requests_are_unknown() -> None:
 def test_many_steps_go_through_the_buffer_in_order() -> None:
     """More rows than the staging buffer holds: every one comes out, under its own index."""
     engine = Attached(max_tokens=10**6)
-    steps = 3000
+    steps = 1000
     new = (new_request(A, [1]), new_request(B, [2]), new_request("3-cccccccc", [3]))
     for count in range(steps):
         rows = ((A, 1, count, count, False), (B, 1, count, count + 7, False), ("3-cccccccc", 1, count, 5, False))
