@@ -55,6 +55,17 @@ class Stream:
     engine: EngineRecord
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PhiloxRows:
+    """What a device needs to draw a contract's noise for R rows: the word of token i is the first of Philox4x32-10 with
+    key `keys_R2`, and counter (i, 0, 0, 0) if `triton`, else (`counters_R`, 0, i, 0). `triton` also says which of two
+    ways leads from words to Gumbel noise: that of `vllm-v2-e`, or that of `vllm-v1-cuda-exp32`."""
+
+    keys_R2: npt.NDArray[np.uint32]
+    counters_R: npt.NDArray[np.uint32]
+    triton: bool
+
+
 class Contract(ABC):
     """A sampler contract. Final subclasses have no state; the registry holds one instance of each."""
 
@@ -100,6 +111,10 @@ class Contract(ABC):
         noise_N = self.gumbel(stream, steps_R, rows_N, ids_N)
         index_M = np.flatnonzero(noise_N >= least_R[rows_N])
         return index_M, noise_N[index_M]
+
+    def philox_rows(self, stream: Stream, steps_R: IndexArray) -> PhiloxRows | None:  # noqa: ARG002 (some override it)
+        """How a device may draw this noise itself, None where it is not drawn so."""
+        return None
 
     def effective_temperature(self, temperature: float) -> float:
         """The temperature the engine really divides by (vLLM V1 raises 0 < T < 0.01 to 0.01)."""

@@ -1,6 +1,7 @@
 """Someone we trust, asked to replay: a reference turns traces into evidence.
 
-`load` understands ``hf:PATH`` (a transformers model on this machine) and ``evidence:FILE`` (replayed from disk).
+`load` understands ``hf:PATH`` (a transformers model on this machine), ``vllm:PATH`` (a vLLM engine on this machine) and
+``evidence:FILE`` (replayed from disk).
 """
 
 from __future__ import annotations
@@ -61,15 +62,20 @@ class Reference(ABC):
 
 
 def load(name: str, settings: ReferenceSettings | None = None) -> Reference:
-    """The reference called `name`: ``hf:PATH``, ``hf:ORG/MODEL`` (with a revision) or ``evidence:FILE``."""
+    """The reference called `name`: ``hf:PATH``, ``vllm:PATH``, either with ``ORG/MODEL`` and a revision, or
+    ``evidence:FILE``."""
     settings = settings or ReferenceSettings()
     kind, _, place = name.partition(":")
     if kind == "hf" and place:
         from veridifr.references.hf import HfReference
 
         return HfReference.load(place, settings)
+    if kind == "vllm" and place:
+        from veridifr.references.vllm_engine import VllmReference
+
+        return VllmReference.load(place, settings)
     if kind == "evidence" and place:
         from veridifr.references.recorded import RecordedReference
 
         return RecordedReference(Path(place))
-    raise ReferenceError(f"reference {name!r}: expected hf:PATH, hf:ORG/MODEL or evidence:FILE")
+    raise ReferenceError(f"reference {name!r}: expected hf:PATH, hf:ORG/MODEL, vllm:PATH or evidence:FILE")
