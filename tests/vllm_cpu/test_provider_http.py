@@ -50,8 +50,8 @@ class Served:
 
     url: str
 
-    def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=60, **options)
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=60)
 
     def ask(self, method: str, path: str, key: str | None = KEY) -> httpx.Response:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -108,8 +108,9 @@ def reference(tb7m: Path) -> HfReference:
 def completion(served: Served, **fields: Any) -> tuple[Any, str]:
     """An answer of the completions endpoint and its record's id."""
     asked = {"model": "tb7m", "prompt": "def mean(values):\n    return", "max_tokens": 12, "temperature": 1.0, **fields}
-    raw = served.client().completions.with_raw_response.create(**asked, extra_body={"return_token_ids": True})
-    return raw.parse(), raw.headers[RECORD]
+    with served.client() as client:
+        raw = client.completions.with_raw_response.create(**asked, extra_body={"return_token_ids": True})
+        return raw.parse(), raw.headers[RECORD]
 
 
 def test_a_record_says_what_was_executed(served: Served, reference: HfReference) -> None:
@@ -148,11 +149,11 @@ def test_its_fingerprint_is_the_references(served: Served, reference: HfReferenc
 
 
 def test_chat_and_children(served: Served) -> None:
-    client = served.client()
     asked: dict[str, Any] = {"model": "tb7m", "messages": [{"role": "user", "content": "import os\n"}]}
-    raw = client.chat.completions.with_raw_response.create(
-        **asked, seed=3, n=2, max_tokens=9, temperature=1.0, extra_body={"return_token_ids": True}
-    )
+    with served.client() as client:
+        raw = client.chat.completions.with_raw_response.create(
+            **asked, seed=3, n=2, max_tokens=9, temperature=1.0, extra_body={"return_token_ids": True}
+        )
     traces = served.traces(raw.headers[RECORD])
     choices = raw.parse().choices
     assert [t.output_token_ids.tolist() for t in traces] == [c.token_ids for c in choices]  # type: ignore[attr-defined]
@@ -166,10 +167,12 @@ def test_several_prompts(served: Served) -> None:
 
 
 def test_a_stream_has_a_record_too(served: Served) -> None:
-    raw = served.client().completions.with_raw_response.create(
-        model="tb7m", prompt="import os", max_tokens=15, temperature=1.0, seed=4, stream=True
-    )
-    pieces = [piece.choices[0].text for piece in raw.parse() if piece.choices]
+    with served.client() as client:
+        raw = client.completions.with_raw_response.create(
+            model="tb7m", prompt="import os", max_tokens=15, temperature=1.0, seed=4, stream=True
+        )
+        with raw.parse() as stream:
+            pieces = [piece.choices[0].text for piece in stream if piece.choices]
     (trace,) = served.traces(raw.headers[RECORD])
     assert len(pieces) > 1
     whole, _ = completion(served, prompt="import os", max_tokens=15, seed=4)
@@ -178,9 +181,10 @@ def test_a_stream_has_a_record_too(served: Served) -> None:
 
 
 def test_the_plain_client_sees_no_difference(served: Served) -> None:
-    answer = served.client().completions.create(model="tb7m", prompt="import", max_tokens=4, temperature=0.0)
-    assert answer.choices[0].finish_reason in ("length", "stop")
-    assert served.client().models.list().data[0].id == "tb7m"
+    with served.client() as client:
+        answer = client.completions.create(model="tb7m", prompt="import", max_tokens=4, temperature=0.0)
+        assert answer.choices[0].finish_reason in ("length", "stop")
+        assert client.models.list().data[0].id == "tb7m"
 
 
 def test_without_a_seed_a_record_says_that_there_is_no_trace(served: Served) -> None:
@@ -191,10 +195,16 @@ def test_without_a_seed_a_record_says_that_there_is_no_trace(served: Served) -> 
 
 
 def test_a_client_that_leaves(served: Served) -> None:
-    with served.client().completions.with_streaming_response.create(
-        model="tb7m", prompt="import os", max_tokens=240, temperature=1.0, seed=4, stream=True,
-        extra_body={"ignore_eos": True},
-    ) as response:  # fmt: skip
+    asked: dict[str, Any] = {
+        "model": "tb7m",
+        "prompt": "import os",
+        "max_tokens": 240,
+        "extra_body": {"ignore_eos": True},
+    }
+    with (
+        served.client() as client,
+        client.completions.with_streaming_response.create(**asked, temperature=1.0, seed=4, stream=True) as response,
+    ):
         record = response.headers[RECORD]
         next(response.iter_lines())
     deadline = time.monotonic() + 60
