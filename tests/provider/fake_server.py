@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from veridifr.fingerprints import FingerprintSpec
 from veridifr.fingerprints.spec import to_dict
 from veridifr.vllm.middleware import Middleware
 from veridifr.vllm.options import EXTENSION
+from veridifr.vllm.server_options import ServerOptions, server_options_to_json
 
 SPEC = FingerprintSpec(seed=5, hidden_size=16, k=4, encoding="float32")
 ENGINE = {"name": "vllm", "version": "0.32.0", "runner": "v1", "device": "cpu", "sampler": "vllm-cpu-gumbel-splitmix"}
@@ -149,3 +152,30 @@ class Server:
         start = sent[0]
         found = {name.decode(): value.decode() for name, value in start["headers"]}
         return start["status"], found, b"".join(message.get("body", b"") for message in sent[1:])
+
+
+RECORD = "x-veridifr-record"
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(work)
+
+
+async def started(monkeypatch: pytest.MonkeyPatch, client: FakeClient | None = None, **given: Any) -> Server:
+    options = ServerOptions(**{k: v for k, v in given.items() if k not in ("key", "served")})
+    monkeypatch.setenv("VERIDIFR_CAPTURE", server_options_to_json(options))
+    server = Server(client or FakeClient(), **{k: v for k, v in given.items() if k in ("key", "served")})
+    assert await server.start() == [{"type": "lifespan.startup.complete"}]
+    return server
+
+
+async def made(server: Server, body: dict[str, Any], **headers: str) -> str:
+    status, found, _ = await server.ask("POST", "/v1/completions", body, **headers)
+    assert status == 200
+    return found[RECORD]
+
+
+async def got(server: Server, record: str, method: str = "GET", **given: Any) -> tuple[int, dict[str, Any]]:
+    status, headers, body = await server.ask(method, f"/veridifr/v1/records/{record}", **given)
+    assert headers["content-type"] == "application/json"
+    return status, json.loads(body)

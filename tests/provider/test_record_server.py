@@ -4,49 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from fake_server import SPEC, FakeClient, Server
+from fake_server import RECORD, SPEC, FakeClient, got, made, run, started
 
-from veridifr.errors import FingerprintError, InputError, UnsupportedError
+from veridifr.errors import FingerprintError
 from veridifr.fingerprints import fingerprint_of
 from veridifr.fingerprints.merkle import Opening, check_opening
 from veridifr.traces.codec import trace_from_dict
-from veridifr.vllm.endpoint_plugin import EndpointPlugin
-from veridifr.vllm.middleware import Middleware, authorized, keys_of
 from veridifr.vllm.options import CaptureOptions
 from veridifr.vllm.records import MAX_REQUESTS, Records, Ticket
-from veridifr.vllm.server_options import ServerOptions, server_options_from_json, server_options_to_json
-from veridifr.vllm.service import start
-
-RECORD = "x-veridifr-record"
-
-
-def run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
-
-
-async def started(monkeypatch: pytest.MonkeyPatch, client: FakeClient | None = None, **given: Any) -> Server:
-    options = ServerOptions(**{k: v for k, v in given.items() if k not in ("key", "served")})
-    monkeypatch.setenv("VERIDIFR_CAPTURE", server_options_to_json(options))
-    server = Server(client or FakeClient(), **{k: v for k, v in given.items() if k in ("key", "served")})
-    assert await server.start() == [{"type": "lifespan.startup.complete"}]
-    return server
-
-
-async def made(server: Server, body: dict[str, Any], **headers: str) -> str:
-    status, found, _ = await server.ask("POST", "/v1/completions", body, **headers)
-    assert status == 200
-    return found[RECORD]
-
-
-async def got(server: Server, record: str, method: str = "GET", **given: Any) -> tuple[int, dict[str, Any]]:
-    status, headers, body = await server.ask(method, f"/veridifr/v1/records/{record}", **given)
-    assert headers["content-type"] == "application/json"
-    return status, json.loads(body)
+from veridifr.vllm.server_options import ServerOptions
 
 
 @pytest.mark.parametrize("kind", ["FINAL_ONLY", "CUMULATIVE", "DELTA"])
@@ -230,43 +198,6 @@ def test_prompts_may_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     run(work())
 
 
-PATHS = (
-    ("GET", "/veridifr/v1/records/RECORD"),
-    ("GET", "/veridifr/v1/records/RECORD/commitment"),
-    ("DELETE", "/veridifr/v1/records/RECORD"),
-    ("GET", "/veridifr/v1/records/nobody"),
-    ("GET", "/veridifr/v1/engine"),
-    ("GET", "/veridifr/other"),
-)
-
-
-@pytest.mark.parametrize(("method", "path"), PATHS)
-def test_every_path_wants_the_key(method: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        server = await started(monkeypatch, key="right")
-        record = await made(server, {"prompts": [[4]]})
-        where = path.replace("RECORD", record)
-        for given in ({}, {"key": "wrong"}, {"authorization": "right"}, {"authorization": "Basic right"}, {"key": ""}):
-            status, headers, body = await server.ask(method, where, **given)
-            assert (status, headers["www-authenticate"]) == (401, "Bearer")
-            assert json.loads(body) == {"error": "Unauthorized"}
-        assert (await server.ask(method, where, key="right"))[0] != 401
-
-    run(work())
-
-
-def test_the_key_is_the_servers_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_API_KEY", "of-the-environment")
-    assert keys_of(SimpleNamespace(api_key=["a", "b"])) == ["a", "b"]
-    assert keys_of(SimpleNamespace(api_key=None)) == ["of-the-environment"]
-    monkeypatch.delenv("VLLM_API_KEY")
-    assert keys_of(SimpleNamespace(api_key=None)) == []
-    bearer = [(b"Authorization", b"bearer b")]
-    assert authorized(bearer, ["a", "b"])
-    assert not authorized([*bearer, (b"authorization", b"Bearer b")], ["a", "b"])  # two headers
-    assert not authorized([(b"authorization", b"Bearer \xff")], ["a"])
-
-
 def test_wrong_methods_and_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         server = await started(monkeypatch)
@@ -339,88 +270,3 @@ def test_ids_are_not_made_from_what_a_client_sends() -> None:
     names = {Ticket(records).watch("chosen", delta=False, several=False).name for _ in range(50)}
     assert len(names) == 50
     assert all(name.startswith("chosen-") and len(name) == len("chosen-") + 32 for name in names)
-
-
-def test_what_the_engine_is_refused_for_keeps_the_server_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        client = FakeClient()
-        client.refused = "speculative_config: speculative decoding draws tokens in another way"
-        (message,) = await Server(client).start()
-        assert message["type"] == "lifespan.startup.failed"
-        assert message["message"].startswith("veridifr: speculative_config: speculative decoding")
-
-    monkeypatch.delenv("VERIDIFR_CAPTURE", raising=False)
-    run(work())
-
-
-def test_an_engine_without_the_extension_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work() -> None:
-        client = FakeClient(extension="another.Extension")
-        server = Server(client)
-        assert await server.start() == [{"type": "lifespan.startup.complete"}]
-        assert "generate" not in vars(client)
-        assert client.calls == []
-        status, headers, _ = await server.ask("POST", "/v1/completions", {"prompts": [[4]]})
-        assert (status, RECORD in headers) == (200, False)
-
-    run(work())
-
-
-def test_the_endpoint_plugin_starts_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VERIDIFR_CAPTURE", raising=False)
-
-    async def work() -> None:
-        added: list[Any] = []
-        plugin, client = EndpointPlugin(), FakeClient()
-        assert (plugin.name, plugin.required_tasks) == ("veridifr", ("generate",))
-        plugin.attach_router(SimpleNamespace(add_middleware=added.append))
-        assert added == [Middleware]
-        server = Server(client)
-        await plugin.init_state(client, server.state, server.state.args)
-        assert await server.start() == [{"type": "lifespan.startup.complete"}]
-        assert [method for method, _ in client.calls] == ["veridifr_enable"]
-        await plugin.init_state(None, SimpleNamespace(), None)  # a server without an engine
-
-    run(work())
-
-
-def test_several_front_ends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VERIDIFR_CAPTURE", raising=False)
-    with pytest.raises(UnsupportedError, match="api_server_count: expected 1"):
-        run(start(FakeClient(), SimpleNamespace(), SimpleNamespace(api_server_count=4)))
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("[]", "expected an object"),
-        ("{", "JSON"),
-        ('{"more": 1}', "'more': not an option"),
-        ('{"max_records": 0}', "max_records: got 0"),
-        ('{"keep_prompts": 1}', "keep_prompts: got 1"),
-        ('{"capture": 3}', "options: got int"),
-        ('{"capture": {"ttl_seconds": "x"}}', "ttl_seconds"),
-        ('{"capture": {"max_tokens": -1}}', "max_tokens"),
-        ('{"capture": {"max_requests": true}}', "max_requests"),
-        ('{"capture": {"fingerprint_seed": -1}}', "fingerprint_seed"),
-        ('{"capture": {"allow_unverified_version": "yes"}}', "allow_unverified_version"),
-        ('{"capture": {"nothing": 1}}', "'nothing': not an option"),
-        ('{"capture": {"spec": {"seed": 1}}}', "spec.encoding: missing"),
-    ],
-)
-def test_bad_options_are_named(text: str, said: str) -> None:
-    with pytest.raises(InputError, match="VERIDIFR_CAPTURE: ") as raised:
-        server_options_from_json(text)
-    assert said in str(raised.value)
-
-
-def test_options_survive_the_environment() -> None:
-    options = ServerOptions(
-        capture=CaptureOptions(spec=SPEC, ttl_seconds=5.5, max_tokens=9), max_records=3, keep_prompts=False
-    )
-    assert server_options_from_json(server_options_to_json(options)) == options
-    assert server_options_to_json(ServerOptions()) == "{}"
-    assert server_options_from_json(None) == ServerOptions()
-    both = {"spec": SPEC, "fingerprint_seed": 1}
-    with pytest.raises(InputError, match="fingerprint_seed: a specification was given too"):
-        CaptureOptions(**both)  # type: ignore[arg-type]

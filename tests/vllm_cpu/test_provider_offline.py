@@ -113,12 +113,14 @@ def test_preemption(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """More requests grow past a block than the cache has room for: some are thrown out and computed again."""
-    preempted, original = [], provider_engine.scheduler._preempt_request
-    monkeypatch.setattr(
-        provider_engine.scheduler,
-        "_preempt_request",
-        lambda request, *rest: (preempted.append(request.request_id), original(request, *rest))[1],
-    )
+    preempted: list[str] = []
+    original = provider_engine.scheduler._preempt_request
+
+    def preempt(request: Any, *rest: Any, **fields: Any) -> None:
+        preempted.append(request.request_id)
+        original(request, *rest, **fields)
+
+    monkeypatch.setattr(provider_engine.scheduler, "_preempt_request", preempt)
     count = BLOCKS - 1
     asked = [{"temperature": 1.0, "seed": 70 + n, "max_tokens": 45, "ignore_eos": True} for n in range(count)]
     traces = provider.traces(provider_engine.generate(prompts_of((100,) * count, seed=6), asked))

@@ -40,7 +40,7 @@ class Projector:
             raise FingerprintError(f"hidden: got shape {tuple(hidden_ND.shape)}, expected [N, {self._size}]")
         if hidden_ND.dtype == self._torch.float64:
             hidden_ND = hidden_ND.to(self._torch.float32)  # narrower types are widened by the product itself
-        for first in range(0, hidden_ND.shape[0], self._rows):
-            rows = slice(first, first + self._rows)
-            products_NKD = hidden_ND[rows, None, :] * self._matrix_KD  # in float32
-            self._torch.sum(products_NKD, dim=2, out=projected_NK[rows]).mul_(self._scale)
+        parts = zip(hidden_ND.split(self._rows), projected_NK.split(self._rows), strict=True)
+        for hidden_PD, projected_PK in parts:
+            products_PKD = hidden_PD.unsqueeze(1) * self._matrix_KD  # in float32
+            self._torch.sum(products_PKD, dim=2, out=projected_PK).mul_(self._scale)

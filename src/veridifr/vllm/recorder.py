@@ -27,6 +27,7 @@ _T = TypeVar("_T")
 _FAULTS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, VeridifrError)
 MOST_REQUESTS = 65536
 """Requests of one call."""
+_STAGED_BYTES = 2**24
 
 
 class Recorder:
@@ -47,7 +48,7 @@ class Recorder:
         self._spec = spec
         projector = None if spec is None else Projector(spec, device)
         k = 0 if spec is None else spec.k
-        self._staging = Staging(projector, k, max(8192, 4 * most_rows), device)
+        self._staging = Staging(projector, k, _capacity(most_rows, k), device)
         self._store = Store(options, now, random_suffix=random_suffix)
         self._draws_seeds = draws_seeds
         self.fault: str | None = None
@@ -161,6 +162,11 @@ _WHY = {
     "evicted": "dropped from the worker's buffer, which is bounded in number, tokens and age",
     "ambiguous": "several requests had this id",
 }
+
+
+def _capacity(most_rows: int, k: int) -> int:
+    """Rows that wait on the device: sorting them by request costs as much for 10 steps as for 100. Memory bounds it."""
+    return max(4 * most_rows, min(128 * most_rows, _STAGED_BYTES // (4 * k + 4)))
 
 
 def _answer(status: str, reason: str) -> dict[str, Any]:
