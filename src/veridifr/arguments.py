@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from veridifr.deviations import MULTIPLES
+from veridifr.references import TOP_LOGPROBS
 
 EPILOG = (
     "exit status: 0 consistent, 1 divergent, 2 usage or unreadable input, 3 undecided, no evidence or unsupported "
@@ -46,12 +47,35 @@ def _command(
 
 def _reference_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--reference", required=True, metavar="R", help="hf:DIR, hf:ORG/MODEL (with --revision) or evidence:FILE"
+        "--reference",
+        required=True,
+        metavar="R",
+        help="hf:DIR, hf:ORG/MODEL (with --revision), the URL of a trusted server, or evidence:FILE",
     )
     command.add_argument("--revision", metavar="REV", help="commit of a hub model")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU")
     command.add_argument("--device", metavar="DEV", help="cpu, cuda, cuda:1; default: cuda where there is one")
     command.add_argument("--threads", type=_count, metavar="N", help="CPU threads of the reference")
+    command.add_argument(
+        "--model-files",
+        type=Path,
+        metavar="DIR",
+        help="of a server: folder with its model's config.json and tokenizer.json",
+    )
+    command.add_argument("--served-model", metavar="NAME", help="of a server: which of its models, if it has several")
+    command.add_argument(
+        "--top-logprobs",
+        type=_count,
+        default=TOP_LOGPROBS,
+        metavar="N",
+        help=f"of a server: tokens that it lists at each position (default {TOP_LOGPROBS})",
+    )
+    command.add_argument(
+        "--reference-key-file",
+        type=Path,
+        metavar="F",
+        help="of a server: file with its key (default: the environment variable VERIDIFR_REFERENCE_KEY)",
+    )
 
 
 def _quiet(command: argparse.ArgumentParser) -> None:

@@ -232,7 +232,16 @@ def _import(given: argparse.Namespace) -> int:
 def _reference(given: argparse.Namespace) -> Any:
     from veridifr.references import ReferenceSettings, load
 
-    settings = ReferenceSettings(dtype=given.dtype, device=given.device, threads=given.threads, revision=given.revision)
+    settings = ReferenceSettings(
+        dtype=given.dtype,
+        device=given.device,
+        threads=given.threads,
+        revision=given.revision,
+        model_files=given.model_files,
+        served_model=given.served_model,
+        top_logprobs=given.top_logprobs,
+        key_file=given.reference_key_file,
+    )
     return load(given.reference, settings)
 
 
