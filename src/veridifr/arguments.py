@@ -26,6 +26,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(_command(commands, "demo", "audit the four bundled providers"))
     _audit(_command(commands, "audit", "judge traces against a reference and a calibration"))
+    _compare(_command(commands, "compare", "judge several providers of one model together"))
     _plan(_command(commands, "plan", "say how many sequences and tokens an audit takes to find a deviation"))
     _calibrate(_command(commands, "calibrate", "learn from honest traces what honest runs look like"))
     _replay(_command(commands, "replay", "run the reference once and keep its evidence in a file"))
@@ -128,6 +129,26 @@ def _audit(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --sequential: look on for small deviations, and for those on a part of the requests",
     )
+    _outputs(command)
+    _quiet(command)
+
+
+def _compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="one trace file for each provider")
+    _reference_options(command)
+    command.add_argument("--calibration", required=True, type=Path, metavar="C", help="from `veridifr calibrate`")
+    command.add_argument(
+        "--alpha", type=_alpha, default=0.01, metavar="A", help="false-positive rate of all together (default 0.01)"
+    )
+    command.add_argument(
+        "--requests",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="what was asked for: one file for all, or one for each in the order of the traces",
+    )
+    command.add_argument("--resume", type=Path, metavar="DIR", help="keep evidence in this folder, and go on from it")
+    command.add_argument("--title", default="Providers compared", help="headline of the HTML report")
     _outputs(command)
     _quiet(command)
 

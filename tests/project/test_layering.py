@@ -25,7 +25,8 @@ ONLY: dict[str, tuple[str, ...]] = {
     "veridifr.processors": ("veridifr.errors", "veridifr.trace", "veridifr.contracts"),
     # a fingerprint is attached to a trace, and read from one
     "veridifr.fingerprints": ("veridifr.errors", "veridifr.rng", "veridifr.trace"),
-    "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.trace"),
+    "veridifr.comparison": ("veridifr.errors", "veridifr.finding"),
+    "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.comparison", "veridifr.trace"),
     "veridifr.seeds": ("veridifr.errors", "veridifr.trace", "veridifr.traces"),
     "veridifr.seed_use": ("veridifr.errors", "veridifr.trace"),
 }
