@@ -15,6 +15,7 @@ import torch
 from fake_api import MODEL, Api, Rows, cards, model_api, serve
 
 from makers import make_trace, whole_rows
+from veridifr.cli import main
 from veridifr.contracts.registry import infer
 from veridifr.demo import DATA
 from veridifr.errors import CalibrationError, ReferenceError
@@ -28,7 +29,7 @@ from veridifr.requests import Planned
 from veridifr.scores import Hypothesis, Scores, Status
 from veridifr.scoring import score
 from veridifr.trace import Trace
-from veridifr.traces import read_traces
+from veridifr.traces import read_traces, write_traces
 
 VOCAB, TOKENS = 8192, 30
 
@@ -320,3 +321,15 @@ def test_a_calibration_of_bounds_alone_is_refused(api: Api, tb7m: Path) -> None:
     traces = [t for t in some_traces(temperature=1.5) if t.engine.runner == "v1"]
     with pytest.raises(CalibrationError, match=r"every token is a bound.*--top-logprobs"):
         calibrate([HonestTraces(name="v1", traces=traces)], reference(api, tb7m, 2))
+
+
+def test_the_command_line(api: Api, tb7m: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_traces(tmp_path / "t.jsonl", some_traces(top_k=20)[:2])
+    (tmp_path / "key").write_text("a-key")
+    options = ["--reference", api.url, "--model-files", str(tb7m), "--served-model", MODEL, "--top-logprobs", "40"]
+    options += ["--reference-key-file", str(tmp_path / "key"), "--out", str(tmp_path / "e"), "--quiet"]
+    assert main(["replay", str(tmp_path / "t.jsonl"), *options]) == 0
+    assert api.authorizations[-1] == "Bearer a-key"
+    assert load(f"evidence:{tmp_path / 'e'}").settings["top_logprobs"] == 40
+    assert main(["replay", str(tmp_path / "t.jsonl"), "--reference", api.url, "--out", str(tmp_path / "f")]) == 2
+    assert capsys.readouterr().err.startswith(f"veridifr: reference {api.url}: needs the folder")
