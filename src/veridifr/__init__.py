@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from veridifr.betting import Sequential
     from veridifr.calibration import Calibration, HonestTraces, calibrate
     from veridifr.calibration_io import read_calibration, write_calibration
+    from veridifr.comparing import compare
+    from veridifr.comparison import Comparison
     from veridifr.errors import VeridifrError
     from veridifr.finding import Finding, Verdict
     from veridifr.planning import Aim, Plan, plan
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Aim": "veridifr.planning",
     "Calibration": "veridifr.calibration",
+    "Comparison": "veridifr.comparison",
     "EngineRecord": "veridifr.trace",
     "Finding": "veridifr.finding",
     "HonestTraces": "veridifr.calibration",
@@ -48,6 +51,7 @@ _PLACES = {
     "audit": "veridifr.auditing",
     "calibrate": "veridifr.calibration",
     "check_seeds": "veridifr.seeds",
+    "compare": "veridifr.comparing",
     "from_openai": "veridifr.traces",
     "from_vllm": "veridifr.traces",
     "generate_secret": "veridifr.seeds",
@@ -65,6 +69,7 @@ _PLACES = {
 __all__ = [
     "Aim",
     "Calibration",
+    "Comparison",
     "EngineRecord",
     "Finding",
     "HonestTraces",
@@ -85,6 +90,7 @@ __all__ = [
     "audit",
     "calibrate",
     "check_seeds",
+    "compare",
     "from_openai",
     "from_vllm",
     "generate_secret",

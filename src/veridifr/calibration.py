@@ -28,7 +28,7 @@ from veridifr.likelihood import SIGMA_GRID, fit_sigma, mix, win_matrix
 from veridifr.references import Reference
 from veridifr.replay import Replayer
 from veridifr.requests import Planned, plan
-from veridifr.scores import Hypothesis, Scores
+from veridifr.scores import ALL_BOUNDS, Hypothesis, Scores
 from veridifr.scoring import score
 from veridifr.statistic import LikelihoodRatio, edges_up_to
 from veridifr.trace import Sampling, Trace
@@ -118,7 +118,7 @@ class Calibration:
                 f"calibration: weights: made for {self.weights[:16]} ({self.model}), "
                 f"the reference has {reference.weights_digest[:16]}; calibrate with this reference"
             )
-        for key in ("dtype", "tail_mass"):
+        for key in ("dtype", "tail_mass", "top_logprobs"):
             mine, other = self.reference_settings.get(key), reference.settings.get(key)
             if mine != other:
                 raise CalibrationError(f"calibration: reference.{key}: made with {mine}, this audit uses {other}")
@@ -286,6 +286,8 @@ def _score_stack(
             scores = score(item.trace, evidence, claim, eos_ids=reference.eos_ids)
         except UnsupportedError as error:
             raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {error}") from error
+        if not scores.usable_T.any():
+            raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {ALL_BOUNDS}")
         measured = measure_honest(sent[item.id], evidence, spec, f"calibration: {stack.name}: sequence {item.id!r}")
         found.append(_Scored(planned=item, scores=scores, measured=measured))
     return inference.contract.id, found
@@ -334,7 +336,7 @@ class _Summary:
             id=item.planned.id,
             prompt=prompt_digest(item.trace),
             tokens=item.planned.end,
-            exact_match=float(item.scores.match_T.mean()),
+            exact_match=float(item.scores.match_T[item.scores.usable_T].mean()),
             surprise=tuple(surprises(item.scores, reached).tolist()),
             scores=tuple(found.honest.tolist()),
             simulated=tuple(tuple(row) for row in found.simulated.tolist()),

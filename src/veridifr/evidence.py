@@ -45,9 +45,10 @@ class Evidence:
 
     Axes: token t owns candidates `offsets_T1[t]:offsets_T1[t+1]`, in ascending order of id, the claimed id among them.
     Logits are the model's own, before any sampling setting, in float32; `lse_T` is the log-sum-exp of the whole row at
-    temperature 1; `rank_T` counts tokens with a larger logit than the claimed one (0 = best). `floor_T`: no unlisted
-    token has a larger logit (after penalties and the like); a row that lists everything has floor -inf. `temperature`
-    is the one that `tail_T` refers to: the claimed one, or 1 for greedy.
+    temperature 1; `rank_T` counts tokens with a larger logit than the claimed one (0 = best; at least so many
+    where a server neither lists that far nor states it). `floor_T`: no unlisted token has a larger logit (after
+    penalties and the like); a row that lists everything has floor -inf. `temperature` is the one that `tail_T` refers
+    to: the claimed one, or 1 for greedy.
 
     `projections_AFK`: the reference's own fingerprint, projections of its hidden states [taps, entries, k] by the
     specification that the reference was asked for; None if it was asked for none.

@@ -290,7 +290,7 @@ def _parse_header(entry: Mapping[str, Any], path: Path) -> EvidenceHeader:
 
 def _comparable(header: EvidenceHeader) -> tuple[Any, ...]:
     """What must be equal for two runs to share a file: threads and library versions may differ."""
-    keys = ("dtype", "tail_mass", "list_bytes", "fingerprints")
+    keys = ("dtype", "tail_mass", "list_bytes", "fingerprints", "top_logprobs")
     return (header.weights, header.vocab_size, tuple(header.settings.get(key) for key in keys))
 
 

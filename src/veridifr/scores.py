@@ -30,6 +30,11 @@ WINNER_WINDOW = 8.0
 
 NEAR = 1.0
 """Unlikely candidates count as contenders only within this many logits of the best score."""
+ALL_BOUNDS = (
+    "every token is a bound, since an unlisted one might have won; let the reference list more (--top-logprobs), or "
+    "ask for a top-k or top-p that keeps fewer"
+)
+"""Why a sequence that was replayed holds no score."""
 
 
 class Status(IntEnum):

@@ -33,7 +33,8 @@ ONLY: dict[str, tuple[str, ...]] = {
         "veridifr.contracts",
         "veridifr.fingerprints",
     ),
-    "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.trace"),
+    "veridifr.comparison": ("veridifr.errors", "veridifr.finding"),
+    "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.comparison", "veridifr.trace"),
     "veridifr.seeds": ("veridifr.errors", "veridifr.trace", "veridifr.traces"),
     "veridifr.seed_use": ("veridifr.errors", "veridifr.trace"),
 }

@@ -280,7 +280,11 @@ def _provenance(finding: Finding) -> Html:
         ("Trace file", element("bdi", words.visible(name, 200)), _digest(digest)) for name, digest in source.traces
     ]
     rows += [
-        ("Reference weights", element("bdi", words.visible(source.reference, 200)), _digest(source.weights)),
+        (
+            "Reference weights" if words.weights_known(source) else "Reference, as its server names it",
+            element("bdi", words.visible(source.reference, 200)),
+            _digest(source.weights),
+        ),
         ("Calibration", source.calibration_file or "not from a file", _digest(source.calibration)),
         ("Sampler contract", finding.contract or words.UNKNOWN, None),
         ("Made by", f"veridifr {source.veridifr}, {words.moment(source.created)}", None),

@@ -130,10 +130,11 @@ def _provenance(finding: Finding) -> Block:
         ("Traces" if i == 0 else "", f"{words.file_name(name)}  sha256 {digest[:12]}")
         for i, (name, digest) in enumerate(source.traces)
     ]
+    about = "weights" if words.weights_known(source) else "weights not checked; what the server names:"
     where = "" if source.calibration_file is None else f"{words.file_name(source.calibration_file)}  "
     return [
         *lines,
-        ("Reference", f"{source.reference}  weights sha256 {source.weights[:12]}"),
+        ("Reference", f"{source.reference}  {about} sha256 {source.weights[:12]}"),
         ("Calibration", f"{where}sha256 {source.calibration[:12]}"),
         ("Made", f"veridifr {source.veridifr}, {source.created}"),
     ]

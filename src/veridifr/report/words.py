@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from veridifr.finding import Finding, FingerprintSummary, Interval, SequenceResult, TestSummary, Verdict
+from veridifr.finding import Finding, FingerprintSummary, Interval, Provenance, SequenceResult, TestSummary, Verdict
 
 UNKNOWN = "not known"
 
@@ -235,6 +235,11 @@ def moment(iso: str) -> str:
         return iso
     utc = when.astimezone(UTC)
     return f"{utc.day} {_MONTHS[utc.month - 1]} {utc.year}, {utc.hour:02}:{utc.minute:02} UTC"
+
+
+def weights_known(source: Provenance) -> bool:
+    """Whether the reference's digest is of weights, not only of what a server says about itself."""
+    return "served_model" not in source.settings
 
 
 def name_of(finding: Finding) -> str:
