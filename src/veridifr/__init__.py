@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from veridifr.betting import Sequential
     from veridifr.calibration import Calibration, HonestTraces, calibrate
     from veridifr.calibration_io import read_calibration, write_calibration
+    from veridifr.collecting import ApiKey, Budget, Collected, Endpoint, Limits, Prompt, collect, read_prompts
     from veridifr.errors import VeridifrError
     from veridifr.finding import Finding, Verdict
     from veridifr.planning import Aim, Plan, plan
@@ -28,11 +29,17 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Aim": "veridifr.planning",
+    "ApiKey": "veridifr.collecting",
+    "Budget": "veridifr.collecting",
     "Calibration": "veridifr.calibration",
+    "Collected": "veridifr.collecting",
+    "Endpoint": "veridifr.collecting",
     "EngineRecord": "veridifr.trace",
     "Finding": "veridifr.finding",
     "HonestTraces": "veridifr.calibration",
+    "Limits": "veridifr.collecting",
     "Plan": "veridifr.planning",
+    "Prompt": "veridifr.collecting",
     "Reference": "veridifr.references",
     "ReferenceSettings": "veridifr.references",
     "Replayer": "veridifr.replay",
@@ -48,12 +55,14 @@ _PLACES = {
     "audit": "veridifr.auditing",
     "calibrate": "veridifr.calibration",
     "check_seeds": "veridifr.seeds",
+    "collect": "veridifr.collecting",
     "from_openai": "veridifr.traces",
     "from_vllm": "veridifr.traces",
     "generate_secret": "veridifr.seeds",
     "load_reference": "veridifr.references",
     "plan": "veridifr.planning",
     "read_calibration": "veridifr.calibration_io",
+    "read_prompts": "veridifr.collecting",
     "read_secret": "veridifr.seeds",
     "read_traces": "veridifr.traces",
     "seed_report": "veridifr.seed_use",
@@ -64,11 +73,17 @@ _PLACES = {
 
 __all__ = [
     "Aim",
+    "ApiKey",
+    "Budget",
     "Calibration",
+    "Collected",
+    "Endpoint",
     "EngineRecord",
     "Finding",
     "HonestTraces",
+    "Limits",
     "Plan",
+    "Prompt",
     "Reference",
     "ReferenceSettings",
     "Replayer",
@@ -85,12 +100,14 @@ __all__ = [
     "audit",
     "calibrate",
     "check_seeds",
+    "collect",
     "from_openai",
     "from_vllm",
     "generate_secret",
     "load_reference",
     "plan",
     "read_calibration",
+    "read_prompts",
     "read_secret",
     "read_traces",
     "seed_report",

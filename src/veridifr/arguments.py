@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from veridifr import arguments_collect
 from veridifr.deviations import MULTIPLES
 
 EPILOG = (
@@ -25,6 +26,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(_command(commands, "demo", "audit the four bundled providers"))
     _audit(_command(commands, "audit", "judge traces against a reference and a calibration"))
+    arguments_collect.add(_command(commands, "collect", "ask a server for the sequences of an audit"))
     _plan(_command(commands, "plan", "say how many sequences and tokens an audit takes to find a deviation"))
     _calibrate(_command(commands, "calibrate", "learn from honest traces what honest runs look like"))
     _replay(_command(commands, "replay", "run the reference once and keep its evidence in a file"))

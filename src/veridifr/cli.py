@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veridifr import __version__, cli_plan, cli_seeds
+from veridifr import __version__, cli_collect, cli_plan, cli_seeds
 from veridifr.arguments import parser
 from veridifr.errors import InputError, MissingExtraError, UnsupportedError
 from veridifr.finding import Finding, Verdict
@@ -294,6 +294,7 @@ def _json_argument(name: str, text: str) -> Any:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
     "audit": _audit,
+    "collect": cli_collect.run,
     "plan": cli_plan.run,
     "calibrate": _calibrate,
     "replay": _replay,
