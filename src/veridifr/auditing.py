@@ -25,6 +25,7 @@ from veridifr.judging import Judgement, honest_scores, nothing_scored
 from veridifr.references import Reference
 from veridifr.replay import Replayer
 from veridifr.requests import Planned, plan
+from veridifr.retokenizing import retokenized
 from veridifr.scored import ScoredItem, tokens_by_status, tokens_owed
 from veridifr.scores import Hypothesis
 from veridifr.scoring import score
@@ -81,6 +82,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     prints = settle(fingerprints, traces, calibration, replayer or Replayer(reference), sequential=bool(sequential))
     # (1) one record and one setting for the whole audit, from what is stated and before any token is looked at
     record = engine or _commonest([trace.engine for trace in traces], requests)
+    traces = retokenized(traces, prints.replayer, {request.id: request.sampling for request in requests or ()})
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
     assumptions += seed_report(item.trace for item in planned if item.trace is not None).sentences
     settled = _settle(planned, reference.vocab_size)
