@@ -94,6 +94,8 @@ def make_asks(
     With a tokenizer, prompts become token ids here and are sent as such (`send` "ids"), or as they are ("text").
     """
     check_sampling(sampling, endpoint.dialect)
+    if not prompts:
+        raise TraceError("prompts: got none")
     if send not in SEND:
         raise TraceError(f"send: got {send[:40]!a}, expected one of {', '.join(SEND)}")
     plain = [
