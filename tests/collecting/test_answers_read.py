@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collector import prompts, run
 from fake_server import FakeServer, Response, as_json
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import prompts, run
 
 from veridifr import Limits
 from veridifr.collecting.answers import Answer, read_answer

@@ -7,8 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-from collector import prompts, run
 from fake_server import Body, FakeServer, Request
+from runs import prompts, run
 
 from veridifr import Limits
 from veridifr.collecting.budget import Budget, Purse, Use, charge

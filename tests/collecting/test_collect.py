@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from collector import prompts, run
 from fake_server import Body, FakeServer, Request, Response, as_json, tokens_for
+from runs import prompts, run
 
 import veridifr
 from veridifr import Prompt, Sampling

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from collector import prompts, run, start, write_prompts
 from fake_server import Body, FakeServer, Request, Response, as_json
+from runs import prompts, run, start, write_prompts
 
 from veridifr.cli import main
 from veridifr.collecting import ApiKey, Endpoint

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from collector import start, write_prompts
 from fake_server import FAULTS, FakeServer, FaultyProxy
+from runs import kill_at, lines, start, write_prompts
 
 from veridifr.traces import read_requests, read_traces
 
@@ -19,24 +18,6 @@ BUDGET = 10_000
 COMMAND = ("--model", "m", "--out", "t.jsonl", "--max-tokens", str(TOKENS), "--concurrency", str(CONCURRENCY),
     "--attempts", "60", "--first-wait", "0.002", "--timeout", "0.4", "--price-prompt", "100", "--price-output", "200",
     "--budget-tokens", str(BUDGET), "--json", "came.json", "--quiet")  # fmt: skip
-
-
-def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def kill_at(command: list[str], ledger: Path, count: int) -> None:
-    """Start a collector, and kill it once its ledger has that many lines."""
-    process = start(*command)
-    try:
-        while lines(ledger) < count:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.002)
-        process.kill()
-        assert process.wait(30) == -9
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,21 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_at(command: list[str], ledger: Path, count: int) -> None:
+    """Start a collector, and kill it once its ledger has that many lines."""
+    process = start(*command)
+    try:
+        while lines(ledger) < count:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        process.kill()
+        assert process.wait(30) == -9
+    finally:
+        process.kill()
+        process.communicate()
