@@ -35,7 +35,7 @@ REQUESTS, KILLS, CONCURRENCY, SHARE = 500, 10, 16, 0.2
 STALL_SECONDS = 0.5
 """What the collector is told to wait: stalls last for good, so their length is the collector's own timeout."""
 TOKENS = 16
-ROUNDS, LOAD, PROMPT_TOKENS, OUTPUT_TOKENS = 7, 64, 32, 64
+ROUNDS, LOAD, PROMPT_TOKENS, OUTPUT_TOKENS = 6, 48, 32, 64
 MODEL = ROOT / "src" / "veridifr" / "data" / "tb7m"
 
 

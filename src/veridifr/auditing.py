@@ -78,11 +78,10 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     sampler that cannot be replayed is not an error but the verdict `unsupported`.
     """
     _check(traces, requests, alpha)
-    rng = np.random.default_rng(seed)
     prints = settle(fingerprints, traces, calibration, replayer or Replayer(reference), sequential=bool(sequential))
     # (1) one record and one setting for the whole audit, from what is stated and before any token is looked at
     record = engine or _commonest([trace.engine for trace in traces], requests)
-    traces = retokenized(traces, prints.replayer, {request.id: request.sampling for request in requests or ()})
+    traces = retokenized(traces, prints.replayer, requests or ())
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
     assumptions += seed_report(item.trace for item in planned if item.trace is not None).sentences
     settled = _settle(planned, reference.vocab_size)
@@ -90,7 +89,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         reference=reference,
         calibration=calibration,
         alpha=alpha,
-        rng=rng,
+        rng=np.random.default_rng(seed),
         sources=sources or Sources(),
         model=traces[0].model if traces else "",
         record=record,
@@ -122,7 +121,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         items, left_out, found = looked.items, looked.left_out, looked.judgement
     else:
         items, left_out = score_some(planned)
-        found = judge_both(prints, traces, planned, items, calibration, alpha, rng)
+        found = judge_both(prints, traces, planned, items, calibration, alpha, run.rng)
     if found is None:
         why = next(iter(left_out.values()), "no token could be scored")
         found = nothing_scored(why, unsupported=bool(left_out) and not items)

@@ -70,13 +70,14 @@ class _Search:
         return replace(self.trace, extra=extra)
 
 
-def retokenized(traces: Sequence[Trace], replayer: Replayer, asked: Mapping[str, Sampling]) -> list[Trace]:
+def retokenized(traces: Sequence[Trace], replayer: Replayer, requests: Sequence[Trace] = ()) -> list[Trace]:
     """The traces, those with ids from text split anew where the reference and the claimed sampler say so.
 
-    `asked` has the settings by which a sequence is scored, where they are not its own. A sequence whose sampler can't
-    be replayed stays as it is; one that cannot be checked for other splits gets its reason under the key `unscored`.
+    A sequence is scored by the settings of its request, where there is one. One whose sampler can't be replayed stays
+    as it is; one that cannot be checked for other splits gets its reason under the key `unscored`.
     """
     reference = replayer.reference
+    asked = {request.id: request.sampling for request in requests}
     claims: dict[str, Hypothesis] = {}
     due: list[Trace] = []
     for trace in traces:
