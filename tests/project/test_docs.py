@@ -23,7 +23,7 @@ DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCS]
 FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)")
-VERBS = ("demo", "audit", "plan", "calibrate", "replay", "samplers", "noise", "report", "import", "seeds")
+VERBS = ("demo", "audit", "collect", "plan", "calibrate", "replay", "samplers", "noise", "report", "import", "seeds")
 ACTIONS = {"seeds": ("new-secret", "issue", "check")}
 README = ROOT / "README.md"
 

@@ -14,7 +14,7 @@ from veridifr.collecting.asking import Ask, with_prompt
 from veridifr.collecting.endpoint import Endpoint
 from veridifr.collecting.tokenizer import Tokenizer
 from veridifr.origins import RETOKENIZATION, SERVER, TEXT, TOKEN_IDS_FROM, TOKEN_STRINGS
-from veridifr.trace import FINISH_REASONS, MAX_TOKENS, UNSCORED, Trace
+from veridifr.trace import FINISH_REASONS, MAX_TOKENS, UNSCORED, Sampling, Trace
 
 USAGE, ATTEMPTS = "usage", "attempts"
 """Keys of a collected trace: what the server says it counted, and how often the request was sent."""
@@ -28,8 +28,6 @@ class Ids:
     ids: tuple[int, ...] = ()
     origin: str | None = None
     why: str | None = None
-    ended: bool = False
-    """Whether the end token, which no text shows, was put at the end."""
 
 
 def make_trace(ask: Ask, answer: Answer, endpoint: Endpoint, tokenizer: Tokenizer | None, attempts: int) -> Trace:
@@ -100,11 +98,14 @@ def _from_text(answer: Answer, request: Trace, tokenizer: Tokenizer) -> Ids:
     if len(ids) >= MAX_TOKENS:
         return Ids(why=f"text: gives more than {MAX_TOKENS} token ids")
     why = None if tokenizer.exact(text, ids) else "text: its token ids do not give it back, so characters were lost"
-    # A text that ended by itself was followed by the end token; not one that a stop string or token ended.
-    ended = answer.finish_reason == "stop" and answer.stop_reason is None and tokenizer.end is not None
-    if ended and not request.sampling.stop and not request.sampling.stop_token_ids and tokenizer.end is not None:
-        return Ids(ids=(*ids, tokenizer.end), origin=TEXT, why=why, ended=True)
+    if tokenizer.end is not None and _ended(answer.finish_reason, answer.stop_reason, request.sampling):
+        ids = [*ids, tokenizer.end]  # which no text shows
     return Ids(ids=tuple(ids), origin=TEXT, why=why)
+
+
+def _ended(finish_reason: str | None, stop_reason: str | int | None, sampling: Sampling) -> bool:
+    """Whether an output ended by the end token, and not by a stop string or token."""
+    return finish_reason == "stop" and stop_reason is None and not sampling.stop and not sampling.stop_token_ids
 
 
 def _why_not(ask: Ask, answer: Answer, endpoint: Endpoint) -> str | None:
@@ -127,7 +128,11 @@ def count_ends(traces: Sequence[Trace]) -> list[Trace]:
     Only texts are concerned: that the end token was sampled is seen from the count alone. Where it is not in most
     counts, a count that is higher by one would come from another split of the text.
     """
-    ended = [trace for trace in traces if trace.extra.get(TOKEN_IDS_FROM) == TEXT and trace.finish_reason == "stop"]
+    ended = [
+        trace
+        for trace in traces
+        if trace.extra.get(TOKEN_IDS_FROM) == TEXT and _ended(trace.finish_reason, trace.stop_reason, trace.sampling)
+    ]
     off = Counter(_excess(trace) for trace in ended)
     if off[0] >= off[-1]:
         return list(traces)
