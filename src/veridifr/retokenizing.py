@@ -1,10 +1,10 @@
 """Token ids that were made from text, split the way the claimed sampler split them.
 
-One text has many splits into tokens, and a sampler does not always draw the one that a tokenizer makes: at temperature
-1 about a sequence in five has another, often with as many tokens. Read as ids it would look like another model. The
-reference knows better: where its own choice differs from the id and is a beginning of the text that is left, that
-choice is tried, and the rest is tokenized anew. A split is kept if fewer tokens contradict the claim than before, and a
-sequence is evidence only if its ids are as many as the server counted.
+One text has many splits into tokens, and a sampler does not always draw the one that a tokenizer makes: at
+temperature 1 about a sequence in four has another, some of them with as many tokens. Read as ids it would look like
+another model. The reference knows better: where its own choice differs from the id and is a beginning of the text
+that is left, that choice is tried, and the rest is tokenized anew. A split is kept if fewer tokens contradict the
+claim than before, and a sequence is evidence only if its ids are as many as the server counted.
 
 Ids are only ever changed in favour of the claim, so that no honest provider is called divergent for its tokenizer's
 sake; a provider that deviates gains what a few tokens are worth.

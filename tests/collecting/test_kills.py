@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -79,6 +81,24 @@ def test_unknown_fates_are_charged_and_asked_again_under_the_same_seed(
     assert came["paid_twice"] == came["paid_twice_killed"] == CONCURRENCY
     assert came["attempts"] == 12 + CONCURRENCY
     assert came["spent"] == {"prompt": 3 * (12 + CONCURRENCY), "output": TOKENS * (12 + CONCURRENCY)}
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with FakeServer(seconds=0.3) as server:
+        prompts = write_prompts(tmp_path / "prompts.jsonl", 12)
+        command = ["--base-url", server.url, "--prompts", str(prompts), *COMMAND, "--timeout", "20"]
+        process = start(*command)
+        while lines(tmp_path / "t.ledger") < 1 + CONCURRENCY:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert (process.returncode, errors) == (4, "veridifr: interrupted; the same command goes on from here\n")
+        last = start(*command)
+        assert last.wait(60) == 0, last.communicate()
+        last.communicate()
+    assert json.loads(Path("came.json").read_text())["answered"] == 12
 
 
 def test_the_budget_is_never_passed_even_by_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
