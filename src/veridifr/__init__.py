@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from veridifr.betting import Sequential
     from veridifr.calibration import Calibration, HonestTraces, calibrate
     from veridifr.calibration_io import read_calibration, write_calibration
+    from veridifr.collecting import ApiKey, Budget, Collected, Endpoint, Limits, Prompt, collect, read_prompts
     from veridifr.comparing import compare
     from veridifr.comparison import Comparison
     from veridifr.errors import VeridifrError
@@ -30,12 +31,18 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "Aim": "veridifr.planning",
+    "ApiKey": "veridifr.collecting",
+    "Budget": "veridifr.collecting",
     "Calibration": "veridifr.calibration",
+    "Collected": "veridifr.collecting",
     "Comparison": "veridifr.comparison",
+    "Endpoint": "veridifr.collecting",
     "EngineRecord": "veridifr.trace",
     "Finding": "veridifr.finding",
     "HonestTraces": "veridifr.calibration",
+    "Limits": "veridifr.collecting",
     "Plan": "veridifr.planning",
+    "Prompt": "veridifr.collecting",
     "Reference": "veridifr.references",
     "ReferenceSettings": "veridifr.references",
     "Replayer": "veridifr.replay",
@@ -51,6 +58,7 @@ _PLACES = {
     "audit": "veridifr.auditing",
     "calibrate": "veridifr.calibration",
     "check_seeds": "veridifr.seeds",
+    "collect": "veridifr.collecting",
     "compare": "veridifr.comparing",
     "from_openai": "veridifr.traces",
     "from_vllm": "veridifr.traces",
@@ -58,6 +66,7 @@ _PLACES = {
     "load_reference": "veridifr.references",
     "plan": "veridifr.planning",
     "read_calibration": "veridifr.calibration_io",
+    "read_prompts": "veridifr.collecting",
     "read_secret": "veridifr.seeds",
     "read_traces": "veridifr.traces",
     "seed_report": "veridifr.seed_use",
@@ -68,12 +77,18 @@ _PLACES = {
 
 __all__ = [
     "Aim",
+    "ApiKey",
+    "Budget",
     "Calibration",
+    "Collected",
     "Comparison",
+    "Endpoint",
     "EngineRecord",
     "Finding",
     "HonestTraces",
+    "Limits",
     "Plan",
+    "Prompt",
     "Reference",
     "ReferenceSettings",
     "Replayer",
@@ -90,6 +105,7 @@ __all__ = [
     "audit",
     "calibrate",
     "check_seeds",
+    "collect",
     "compare",
     "from_openai",
     "from_vllm",
@@ -97,6 +113,7 @@ __all__ = [
     "load_reference",
     "plan",
     "read_calibration",
+    "read_prompts",
     "read_secret",
     "read_traces",
     "seed_report",

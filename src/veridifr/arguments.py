@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+from veridifr import arguments_collect
 from veridifr.deviations import MULTIPLES
 from veridifr.references import TOP_LOGPROBS
 from veridifr.vllm.serve_arguments import add_serve_options
@@ -28,6 +29,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     _demo(_command(commands, "demo", "audit the four bundled providers"))
     _audit(_command(commands, "audit", "judge traces against a reference and a calibration"))
     _compare(_command(commands, "compare", "judge several providers of one model together"))
+    arguments_collect.add(_command(commands, "collect", "ask a server for the sequences of an audit"))
     _plan(_command(commands, "plan", "say how many sequences and tokens an audit takes to find a deviation"))
     _calibrate(_command(commands, "calibrate", "learn from honest traces what honest runs look like"))
     _replay(_command(commands, "replay", "run the reference once and keep its evidence in a file"))

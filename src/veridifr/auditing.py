@@ -25,6 +25,7 @@ from veridifr.judging import Judgement, honest_scores, nothing_scored
 from veridifr.references import Reference
 from veridifr.replay import Replayer
 from veridifr.requests import Planned, plan
+from veridifr.retokenizing import retokenized
 from veridifr.scored import ScoredItem, tokens_by_status, tokens_owed
 from veridifr.scores import Hypothesis
 from veridifr.scoring import score
@@ -77,10 +78,10 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     sampler that cannot be replayed is not an error but the verdict `unsupported`.
     """
     _check(traces, requests, alpha)
-    rng = np.random.default_rng(seed)
     prints = settle(fingerprints, traces, calibration, replayer or Replayer(reference), sequential=bool(sequential))
     # (1) one record and one setting for the whole audit, from what is stated and before any token is looked at
     record = engine or _commonest([trace.engine for trace in traces], requests)
+    traces = retokenized(traces, prints.replayer, requests or ())
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
     assumptions += seed_report(item.trace for item in planned if item.trace is not None).sentences
     settled = _settle(planned, reference.vocab_size)
@@ -88,7 +89,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         reference=reference,
         calibration=calibration,
         alpha=alpha,
-        rng=rng,
+        rng=np.random.default_rng(seed),
         sources=sources or Sources(),
         model=traces[0].model if traces else "",
         record=record,
@@ -120,7 +121,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         items, left_out, found = looked.items, looked.left_out, looked.judgement
     else:
         items, left_out = score_some(planned)
-        found = judge_both(prints, traces, planned, items, calibration, alpha, rng)
+        found = judge_both(prints, traces, planned, items, calibration, alpha, run.rng)
     if found is None:
         why = next(iter(left_out.values()), "no token could be scored")
         found = nothing_scored(why, unsupported=bool(left_out) and not items)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veridifr import __version__, cli_compare, cli_plan, cli_seeds, cli_serve
+from veridifr import __version__, cli_collect, cli_compare, cli_plan, cli_seeds, cli_serve
 from veridifr.arguments import parser
 from veridifr.errors import InputError, MissingExtraError, UnsupportedError
 from veridifr.finding import Finding, Verdict
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, MissingExtraError, UnsupportedError) as error:
         return _fail(given, USAGE, f"veridifr: {error}")
     except KeyboardInterrupt:
-        return _fail(given, FAILURE, "veridifr: interrupted; with --resume FILE the next run goes on from here")
+        return _fail(given, FAILURE, f"veridifr: interrupted; {_RESUMED.get(given.command, _BY_OPTION)}")
     except Exception as error:  # noqa: BLE001 (the top level: a crash must get status 4 and one line)
         return _fail(given, FAILURE, f"veridifr: unexpected failure: {type(error).__name__}: {_line(error)}")
 
@@ -286,10 +286,13 @@ def _json_argument(name: str, text: str) -> Any:
         raise InputError(f"{name}: {error}") from error
 
 
+_BY_OPTION = "with --resume FILE the next run goes on from here"
+_RESUMED = {"collect": "the same command goes on from here"}
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
     "audit": _audit,
     "compare": lambda given: cli_compare.run(given, _reference),
+    "collect": cli_collect.run,
     "plan": cli_plan.run,
     "calibrate": _calibrate,
     "replay": _replay,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from veridifr.origins import why_unscored
 from veridifr.trace import EngineRecord, Sampling, Trace
 
 Decode = Callable[[Sequence[int]], str | None]
@@ -84,6 +85,9 @@ def _one(
     def out(reason: str) -> Planned:
         return Planned(id=trace.id, trace=None, end=0, tokens=owed, reason=reason)
 
+    why = why_unscored(trace)
+    if why is not None:
+        return out(why)
     if not np.array_equal(trace.prompt_token_ids, request.prompt_token_ids):
         return out("prompt_token_ids: not the prompt that was asked for")
     if trace.engine.identity() != engine.identity():

@@ -22,8 +22,10 @@ from veridifr.errors import InputError, TraceError
 from veridifr.trace import Trace, check_int, check_text
 from veridifr.traces.codec import sampling_to_dict
 
-SCHEME = "seeds/1"
-"""The scheme of docs/seeds.md; its meaning never changes."""
+SCHEME, TEXT_SCHEME = "seeds/1", "seeds/2"
+"""The schemes of docs/seeds.md, for prompts given as token ids and as text; their meaning never changes."""
+ASKED = "asked"
+"""The key of a request that was sent as text: what was sent, as `prompt` or `messages`."""
 HEADER = "issued_seed"
 """The key of a trace that says which issue its seed belongs to."""
 BITS, MOST_BITS = 31, 63
@@ -85,10 +87,14 @@ def read_secret(path: str | Path) -> bytes:
         raise InputError(f"{path}: {error}") from error
 
 
-def request_digest(request: Trace) -> str:
-    """SHA-256 (hex) of what was asked for: the prompt's token ids and the sampling settings but for the seed."""
+def request_digest(request: Trace, scheme: str = SCHEME) -> str:
+    """SHA-256 (hex) of what was asked for: the prompt (token ids, in seeds/2 the text that was sent, which is under
+    the key `asked`) and the sampling settings but for the seed."""
+    if scheme == TEXT_SCHEME and ASKED not in request.extra:
+        raise TraceError(f"{ASKED}: missing, and {TEXT_SCHEME} issues seeds for it")
     asked = {
-        "prompt_token_ids": request.prompt_token_ids.tolist(),
+        **({"prompt_token_ids": request.prompt_token_ids.tolist()} if scheme == SCHEME else {}),
+        **({ASKED: request.extra[ASKED]} if scheme == TEXT_SCHEME else {}),
         "sampling": sampling_to_dict(replace(request.sampling, seed=None)),
     }
     try:
@@ -107,11 +113,12 @@ class IssuedSeed:
     bits: int
     index: int
     attempt: int = 0
+    scheme: str = SCHEME
 
     def to_dict(self) -> dict[str, str | int]:
         """The JSON object that a trace keeps."""
         value: dict[str, str | int] = {
-            "veridifr": SCHEME,
+            "veridifr": self.scheme,
             "commitment": self.commitment,
             "audit_id": self.audit_id,
             "bits": self.bits,
@@ -130,8 +137,9 @@ def issued_seed(trace: Trace) -> IssuedSeed | None:
     for key in ("veridifr", "commitment", "audit_id", "bits", "index"):
         if key not in value:
             raise TraceError(f"{HEADER}.{key}: missing")
-    if value["veridifr"] != SCHEME:
-        raise TraceError(f"{HEADER}.veridifr: got {str(value['veridifr'])[:40]!a}, expected {SCHEME!a}")
+    if value["veridifr"] not in (SCHEME, TEXT_SCHEME):
+        got = str(value["veridifr"])[:40]
+        raise TraceError(f"{HEADER}.veridifr: got {got!a}, expected {SCHEME!a} or {TEXT_SCHEME!a}")
     commitment = check_text(f"{HEADER}.commitment", value["commitment"])
     if not re.fullmatch(r"[0-9a-f]{64}", commitment):
         raise TraceError(f"{HEADER}.commitment: expected 64 hexadecimal digits in lower case")
@@ -143,6 +151,7 @@ def issued_seed(trace: Trace) -> IssuedSeed | None:
         bits=check_int(f"{HEADER}.bits", value["bits"], BITS, MOST_BITS),
         index=check_int(f"{HEADER}.index", value["index"], 0, MAX_INDEX),
         attempt=check_int(f"{HEADER}.attempt", value.get("attempt", 0), 0, MAX_ATTEMPT),
+        scheme=str(value["veridifr"]),
     )
 
 
@@ -173,7 +182,7 @@ class SeedIssuer:
     def seed_for(self, request: Trace, index: int, attempt: int = 0) -> int:
         """The seed of a request. `index` is its number in the audit, from 0; see `issue` for `attempt`."""
         index, attempt = check_int("index", index, 0, MAX_INDEX), check_int("attempt", attempt, 0, MAX_ATTEMPT)
-        return self._seed(bytes.fromhex(request_digest(request)), index, attempt)
+        return self._seed(bytes.fromhex(request_digest(request, _scheme(request))), index, attempt)
 
     def issue(self, requests: Sequence[Trace]) -> list[Trace]:
         """The requests with their seeds, and with what is needed to check them, under the key `issued_seed`.
@@ -189,7 +198,8 @@ class SeedIssuer:
                 raise TraceError(
                     f"requests[{index}].engine.child: got {request.engine.child}, expected one output each"
                 )
-            digest = bytes.fromhex(request_digest(request))
+            scheme = _scheme(request)
+            digest = bytes.fromhex(request_digest(request, scheme))
             for attempt in range(MAX_ATTEMPT + 1):
                 seed = self._seed(digest, index, attempt)
                 if _free(seed, used):
@@ -197,9 +207,8 @@ class SeedIssuer:
             else:
                 raise TraceError(f"bits: {self.bits} are too few for {len(requests)} distinct seeds")
             used.add(seed % _RESIDUE)
-            header = IssuedSeed(
-                commitment=self.commitment, audit_id=self.audit_id, bits=self.bits, index=index, attempt=attempt
-            )
+            stated = {"commitment": self.commitment, "audit_id": self.audit_id, "scheme": scheme}
+            header = IssuedSeed(**stated, bits=self.bits, index=index, attempt=attempt)
             issued.append(
                 replace(
                     request,
@@ -292,7 +301,11 @@ def _recompute(issuer: SeedIssuer, stated: Sequence[tuple[Trace, IssuedSeed]], w
     used: set[int] = set()
     good: set[int] = set()
     for trace, header in sorted(stated, key=lambda pair: pair[1].index):
-        digest = bytes.fromhex(request_digest(trace))
+        try:
+            digest = bytes.fromhex(request_digest(trace, header.scheme))
+        except TraceError as error:
+            wrong[trace.id] = str(error)
+            continue
         *earlier, due = (issuer._seed(digest, header.index, attempt) for attempt in range(header.attempt + 1))
         # An attempt is due only where those before it were taken; a number not shown may be what took one.
         skipped = sum(_free(seed, used) for seed in earlier)
@@ -308,6 +321,10 @@ def _recompute(issuer: SeedIssuer, stated: Sequence[tuple[Trace, IssuedSeed]], w
             used.add(due % _RESIDUE)
             good.add(header.index)
     return good
+
+
+def _scheme(request: Trace) -> str:
+    return TEXT_SCHEME if ASKED in request.extra else SCHEME
 
 
 def _free(seed: int, used: set[int]) -> bool:

@@ -25,6 +25,9 @@ MAX_TEXT = 4096
 GREEDY_TEMPERATURE = 1e-5
 """vLLM samples greedily below this temperature (vllm/sampling_params.py: ``_SAMPLING_EPS``)."""
 
+UNSCORED = "unscored"
+"""The key of a trace that says why its sequence is no evidence; only such a trace may lack its prompt."""
+
 IntArray = npt.NDArray[np.int32]
 
 
@@ -297,7 +300,8 @@ class Trace:
         if not check_text("id", self.id):
             raise TraceError("id: got an empty string, expected a name for the sequence")
         check_text("model", self.model)
-        object.__setattr__(self, "prompt_token_ids", check_ids("prompt_token_ids", self.prompt_token_ids, least=1))
+        least = 0 if isinstance(self.extra.get(UNSCORED), str) else 1
+        object.__setattr__(self, "prompt_token_ids", check_ids("prompt_token_ids", self.prompt_token_ids, least=least))
         object.__setattr__(self, "output_token_ids", check_ids("output_token_ids", self.output_token_ids))
         if self.finish_reason is not None and self.finish_reason not in FINISH_REASONS:
             raise TraceError(

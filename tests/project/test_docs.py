@@ -26,6 +26,7 @@ LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)")
 VERBS = (
     "demo",
     "audit",
+    "collect",
     "compare",
     "plan",
     "calibrate",

@@ -36,6 +36,8 @@ def heavy_after(statement: str, extra_path: Path | None = None) -> list[str]:
         "from veridifr import audit",
         "from veridifr.contracts import registry",
         "import veridifr.references",
+        "from veridifr import collect",
+        "import veridifr.collecting.running, veridifr.retokenizing",
         "import veridifr.fingerprints, veridifr.fingerprints.toploc, veridifr.fingerprints.capture",
         "import veridifr.stats, veridifr.report, veridifr.traces",
         "import veridifr.vllm, veridifr.vllm.extension",

@@ -73,6 +73,10 @@ class Reference(ABC):
         """The text of token ids, or None where no tokenizer is at hand."""
         return None
 
+    def encode(self, text: str) -> list[int] | None:  # noqa: ARG002 (subclasses use it)
+        """Token ids of a text, none added, or None where no tokenizer is at hand."""
+        return None
+
 
 def load(name: str, settings: ReferenceSettings | None = None) -> Reference:
     """The reference called `name`: ``hf:PATH``, ``vllm:PATH``, either with ``ORG/MODEL`` and a revision, a URL or

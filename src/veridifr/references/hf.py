@@ -114,6 +114,12 @@ class HfReference(Reference):
             return None
         return cast(str, self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
 
+    def encode(self, text: str) -> list[int] | None:
+        """See `Reference.encode`."""
+        if self._tokenizer is None:
+            return None
+        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
+
     def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
         """See `Reference.evidence`. Sequences are batched by length; logits are made in chunks of rows."""
         cpu = self._device.type == "cpu"
