@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from veridifr.errors import FingerprintError, ReferenceError, require
+from veridifr.errors import FingerprintError, ReferenceError, VeridifrError, require
 from veridifr.evidence import Evidence
 from veridifr.fingerprints.projector import Projector
 from veridifr.fingerprints.spec import FINAL, FingerprintSpec
@@ -159,8 +159,8 @@ class VllmReference(Reference):
             try:
                 if replay is not None and not failed and self._take(replay, part):
                     done.append(waiting.pop(part.request_id))
-            except Exception as error:  # noqa: BLE001 (raised as soon as the step is over)
-                failed.append(error)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, VeridifrError) as error:
+                failed.append(error)  # raised as soon as the step is over
 
         with vllm_steps.listening(self._runner, take):
             try:

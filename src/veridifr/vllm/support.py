@@ -23,8 +23,8 @@ class Support:
 
 
 SUPPORT = (
-    Support(version="0.24", runner="v1", device="cuda", status="not run"),
-    Support(version="0.24", runner="v2", device="cuda", status="not run"),
+    Support(version="0.24", runner="v1", device="cuda", status="run"),
+    Support(version="0.24", runner="v2", device="cuda", status="run"),
     Support(version="0.32", runner="v1", device="cpu", status="run"),
     Support(version="0.32", runner="v1", device="cuda", status="not run"),
     Support(version="0.32", runner="v2", device="cuda", status="not run"),
