@@ -13,10 +13,12 @@ from veridifr._version import __version__
 if TYPE_CHECKING:
     from veridifr.auditing import Sources, audit
     from veridifr.betting import Sequential
-    from veridifr.calibration import Calibration, HonestTraces, calibrate
+    from veridifr.calibration import Calibration, calibrate
     from veridifr.calibration_io import read_calibration, write_calibration
     from veridifr.errors import VeridifrError
     from veridifr.finding import Finding, Verdict
+    from veridifr.honest_traces import HonestTraces
+    from veridifr.identification import Identification, identify
     from veridifr.planning import Aim, Plan, plan
     from veridifr.references import Reference, ReferenceSettings
     from veridifr.references import load as load_reference
@@ -31,7 +33,8 @@ _PLACES = {
     "Calibration": "veridifr.calibration",
     "EngineRecord": "veridifr.trace",
     "Finding": "veridifr.finding",
-    "HonestTraces": "veridifr.calibration",
+    "HonestTraces": "veridifr.honest_traces",
+    "Identification": "veridifr.identification",
     "Plan": "veridifr.planning",
     "Reference": "veridifr.references",
     "ReferenceSettings": "veridifr.references",
@@ -51,6 +54,7 @@ _PLACES = {
     "from_openai": "veridifr.traces",
     "from_vllm": "veridifr.traces",
     "generate_secret": "veridifr.seeds",
+    "identify": "veridifr.identification",
     "load_reference": "veridifr.references",
     "plan": "veridifr.planning",
     "read_calibration": "veridifr.calibration_io",
@@ -68,6 +72,7 @@ __all__ = [
     "EngineRecord",
     "Finding",
     "HonestTraces",
+    "Identification",
     "Plan",
     "Reference",
     "ReferenceSettings",
@@ -88,6 +93,7 @@ __all__ = [
     "from_openai",
     "from_vllm",
     "generate_secret",
+    "identify",
     "load_reference",
     "plan",
     "read_calibration",

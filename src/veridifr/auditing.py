@@ -12,7 +12,7 @@ import numpy as np
 from veridifr import profiles, summaries
 from veridifr._version import __version__
 from veridifr.betting import Sequential
-from veridifr.calibration import Calibration, prompt_digest
+from veridifr.calibration import Calibration
 from veridifr.contracts.base import Contract
 from veridifr.contracts.registry import Inference, infer
 from veridifr.diagnosis import diagnose

@@ -114,7 +114,7 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _calibrate(given: argparse.Namespace) -> int:
-    from veridifr.calibration import HonestTraces, calibrate
+    from veridifr.calibration import calibrate
     from veridifr.calibration_io import write_calibration
     from veridifr.replay import Replayer
     from veridifr.traces import digest_file, read_trace_files

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.contracts.registry import CONTRACTS
+from veridifr.distribution import Statistic
 from veridifr.errors import UnsupportedError
 from veridifr.evidence import Evidence
-from veridifr.likelihood import log_likelihoods, mix
+from veridifr.likelihood import mix
 from veridifr.scores import Hypothesis, Scores
 from veridifr.scoring import sampling_probability, score
-from veridifr.statistic import LikelihoodRatio
 from veridifr.trace import Trace
 
 Floats = npt.NDArray[np.float64]
@@ -69,6 +69,7 @@ def candidates(claim: Hypothesis) -> Iterator[Candidate]:
     yield Candidate(code="forward_pass", parameter="sigma", label="sigma", value=None, hypothesis=None)
     if sampling.greedy:
         return
+    known = claim.contract.family != "distribution"  # else there is neither a seed nor a contract to be another one
     for multiple in TEMPERATURES:
         if sampling.temperature * multiple <= MAX_TEMPERATURE:
             yield at_temperature(claim, sampling.temperature * multiple)
@@ -78,10 +79,10 @@ def candidates(claim: Hypothesis) -> Iterator[Candidate]:
     for top_k in TOP_K:
         if top_k != sampling.top_k:
             yield at_value(claim, "top_k", top_k)
-    for words in SEEDS:
+    for words in SEEDS if known else ():
         if words == "none" or _seed_of(words, claim.seed) not in (None, claim.seed):
             yield _at_seed(claim, words)
-    for name in CONTRACTS:
+    for name in CONTRACTS if known else ():
         if name not in (own, "greedy"):
             yield _at_contract(claim, name)
 
@@ -171,7 +172,7 @@ def _seed_of(words: str, seed: int | None) -> int | None:
     return int(words)
 
 
-def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: LikelihoodRatio) -> Floats | None:
+def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: Statistic) -> Floats | None:
     """log q of each token of one sequence under a candidate at the honest sigma: float64[T], nats; None if it cannot
     be computed for this record (a contract that needs what the record does not hold)."""
     if candidate.hypothesis is None:
@@ -185,10 +186,10 @@ def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: 
         scores = score(trace, item.evidence, candidate.hypothesis)
     except UnsupportedError:
         return None
-    return log_likelihoods(_all_usable(scores), np.array([statistic.sigma]), epsilon=statistic.epsilon)[:, 0]
+    return statistic.log_likelihoods(_all_usable(scores), np.array([statistic.sigma]))[:, 0]
 
 
-def unseeded(item: ScoredSequence, statistic: LikelihoodRatio) -> Floats:
+def unseeded(item: ScoredSequence, statistic: Statistic) -> Floats:
     """log-probability of each token had it been drawn with noise that nobody knows: the sampling distribution itself.
 
     A token outside the kept set has the share epsilon of the reference's distribution, as everywhere.
