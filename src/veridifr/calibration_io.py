@@ -171,7 +171,7 @@ def from_dict(value: object) -> Calibration:
     if not found.stacks:
         raise CalibrationError("stacks: got none")
     if {mode_of(contract) == "distribution" for contract in found.contracts} != {unknown}:
-        raise CalibrationError("stacks: contract: unknown goes with the statistic distribution_ratio, and with no other")
+        raise CalibrationError("stacks: contract: unknown goes with the statistic distribution_ratio, no other does")
     _ = found.detect_place  # one of the effects must be the declared one
     return found
 

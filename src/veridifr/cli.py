@@ -8,6 +8,7 @@ like an accusation.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import traceback
@@ -91,6 +92,7 @@ def _audit(given: argparse.Namespace) -> int:
         if given.sequential
         else False,
         fingerprints=given.fingerprints,
+        sampler=given.sampler,
     )
     _publish(given, [finding], "Inference audit")
     return STATUS[finding.verdict]
@@ -116,6 +118,7 @@ def _demo(given: argparse.Namespace) -> int:
 def _calibrate(given: argparse.Namespace) -> int:
     from veridifr.calibration import calibrate
     from veridifr.calibration_io import write_calibration
+    from veridifr.honest_traces import HonestTraces
     from veridifr.replay import Replayer
     from veridifr.traces import digest_file, read_trace_files
 
@@ -131,6 +134,7 @@ def _calibrate(given: argparse.Namespace) -> int:
         detect_sigma=given.detect,
         replayer=Replayer(reference, spool=given.resume, quiet=given.quiet),
         fingerprints=_specification(given),
+        sampler=given.sampler,
     )
     write_calibration(given.out, calibration)
     if not given.quiet:
@@ -166,6 +170,25 @@ def _replay(given: argparse.Namespace) -> int:
     if not given.quiet:
         print(f"{given.out}: evidence for {done} of {len(traces)} sequences")
     return OK if not refused else OPEN
+
+
+def _identify(given: argparse.Namespace) -> int:
+    from veridifr.identification import identify
+    from veridifr.replay import Replayer
+    from veridifr.traces import read_trace_files
+
+    _writable(given.resume)
+    reference = _reference(given)
+    replayer = Replayer(reference, spool=given.resume, quiet=given.quiet)
+    found = identify(read_trace_files(given.traces), reference, replayer=replayer)
+    if given.json_output:
+        print(json.dumps(dataclasses.asdict(found), indent=1))
+    elif not given.quiet:
+        for one in sorted(found.tried, key=lambda one: -(one.matches or -1)):
+            about = one.reason if one.matches is None else f"{one.matches} tokens, {one.by_chance:.0f} by chance"
+            print(f"{one.contract:<24}  {about}")
+        print(found.sentence)
+    return OK if found.contract else OPEN
 
 
 def _samplers(given: argparse.Namespace) -> int:
@@ -297,6 +320,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": cli_plan.run,
     "calibrate": _calibrate,
     "replay": _replay,
+    "identify": _identify,
     "samplers": _samplers,
     "noise": _noise,
     "report": _report,

@@ -197,7 +197,7 @@ Statistic = LikelihoodRatio | DistributionRatio
 
 
 def draw_matrix(scores: Scores, sigmas_G: Floats) -> Floats:
-    """P(the claimed token is drawn) of T tokens under each of G values of sigma (at most `MOST` temperatures): [T, G]."""
+    """P(the claimed token is drawn) of T tokens under G values of sigma (at most `MOST` temperatures): [T, G]."""
     choices = choices_of(scores)
     law, own_T = Law(choices, choices.temperature), choices.claimed_T
     sigmas = np.minimum(sigmas_G, MOST * choices.temperature)

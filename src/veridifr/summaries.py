@@ -21,8 +21,10 @@ _CONTEXT = 12
 
 
 def mean_of(items: Sequence[ScoredItem], name: str) -> float | None:
-    """Mean over all scored tokens of the per-token array `name` of `Scores`; None without a scored token."""
-    values = [getattr(item.scores, name)[item.scores.usable_T] for item in items if item.speaks]
+    """Mean over all scored tokens of the per-token array `name` of `Scores`; None without a scored token, and where
+    the noise is not known: there is no token that it should have been."""
+    known = [item for item in items if item.speaks and item.scores.choices is None]
+    values = [getattr(item.scores, name)[item.scores.usable_T] for item in known]
     joined = np.concatenate(values) if values else np.empty(0)
     return float(joined.mean()) if len(joined) else None
 

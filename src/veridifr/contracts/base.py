@@ -8,8 +8,8 @@ A contract is named, versioned and never changes meaning. It gives three things:
 
 Two families draw noise. `perturbed`: the token is argmax over ids of l/T + g with g a Gumbel variate (an exponential
 race argmax p/q is the same with g = -log q). `inverse_cdf`: one uniform number per token picks a point of the
-cumulative distribution, in the engine's candidate order. `greedy` draws nothing. `distribution` is the family of the sampler whose
-noise is not known.
+cumulative distribution, in the engine's candidate order. `greedy` draws nothing.
+`distribution` is the family of the sampler whose noise is not known.
 """
 
 from __future__ import annotations
