@@ -33,7 +33,7 @@ _LENGTHS = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Drawn:
+class Drawn:
     """Scores with noise drawn for them, and which candidate each contender is."""
 
     scores: Scores
@@ -52,7 +52,7 @@ def distribution_effects(
     each of `heats` (relative changes of the temperature), in this order."""
     choices, drawn = choices_of(scores), with_noise(scores, rng)
     taken = [drawn.index_M[simulate(drawn.scores, size, rng).contenders.claimed_M] for size in sizes]
-    taken += [drawn.index_M[_at_temperature(drawn, choices, heat)] for heat in heats]
+    taken += [drawn.index_M[at_temperature(drawn, choices, heat)] for heat in heats]
     ratios, applies_A = statistic.ratios_at(choices, np.concatenate([choices.claimed_T, *taken]))
     parts = np.split(ratios, 1 + len(taken))
     for part in parts:
@@ -85,7 +85,7 @@ def seeded_tokens(
     return min((length * count for length, count in needed if count is not None), default=None)
 
 
-def with_noise(scores: Scores, rng: np.random.Generator) -> _Drawn:
+def with_noise(scores: Scores, rng: np.random.Generator) -> Drawn:
     """Scores as if the noise were known: Gumbel noise drawn under the condition that it chose the claimed tokens."""
     choices = choices_of(scores)
     heat, rows = choices.temperature, choices.rows_M
@@ -110,10 +110,10 @@ def with_noise(scores: Scores, rng: np.random.Generator) -> _Drawn:
         noise_M=(noise[near] - noise[choices.claimed_T][rows[near]]).astype(np.float32),
         claimed_M=claimed[near],
     )
-    return _Drawn(scores=replace(scores, contenders=contenders, choices=None), index_M=near)
+    return Drawn(scores=replace(scores, contenders=contenders, choices=None), index_M=near)
 
 
-def _at_temperature(drawn: _Drawn, choices: Choices, heat: float) -> npt.NDArray[np.bool_]:
+def at_temperature(drawn: Drawn, choices: Choices, heat: float) -> npt.NDArray[np.bool_]:
     """Who wins at (1 + heat) times the temperature, by the filters' edge there."""
     moved = shifted(drawn.scores.contenders, temperature=heat)
     inside = edges_at(choices, (1.0 + heat) * choices.temperature)[drawn.index_M] <= 0
