@@ -2,9 +2,10 @@
 
     PYTHONPATH=tools python benchmarks/_mode_traces.py --models DIR --out DIR
 
-DIR/tb24m and DIR/tb7m are the models. A provider is the model in bfloat16 on a CPU (transformers) with a sampler of our
-own, on prompts of the H200 pools that have no other use here. Traces claim what an honest provider of tb24m would. int4
-and fp8 are rounded weights (tools/rounded_weights.py), fp8 KV keys and values rounded as they enter the cache.
+DIR/tb24m and DIR/tb7m are the models. A provider is the model on a CPU (transformers) with the output of every layer
+and the logits rounded to bfloat16, which is simulated because many CPUs have no fast bfloat16, and a sampler of our own.
+Prompts are those of the H200 pools that have no other use here; traces claim what an honest provider of tb24m would.
+int4 and fp8 are rounded weights (tools/rounded_weights.py), fp8 KV keys and values rounded as they enter the cache.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ def _made(provider: Provider, prompts: list[list[int]], models: Path) -> Iterato
 
 
 def _model(provider: Provider, models: Path) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(models / provider.model, dtype=torch.bfloat16, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(models / provider.model, dtype=torch.float32, local_files_only=True)
+    for layer in model.base_model.layers:
+        layer.register_forward_hook(lambda _module, _given, out: _rounded(out))
     rounding: dict[str, Callable[[Any], Any]] = {"int4": lambda weight: round_groups(weight, 4), "fp8": round_fp8}
     if provider.weights is not None:
         with torch.no_grad():
@@ -125,6 +128,12 @@ def _model(provider: Provider, models: Path) -> Any:
                 if name.split(".")[-1] in LINEAR:
                     module.weight.copy_(rounding[provider.weights](module.weight))
     return model.eval()
+
+
+def _rounded(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (_rounded(output[0]), *output[1:])
+    return output.to(torch.bfloat16).to(torch.float32)
 
 
 class _RoundedCache(DynamicCache):
@@ -148,7 +157,7 @@ def _generate(model: Any, prompts: list[list[int]], choose: Any, provider: Provi
     with torch.inference_mode():
         for step in range(TOKENS):
             found = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache)
-            logits = found.logits[:, -1].float()
+            logits = _rounded(found.logits[:, -1])
             if provider.penalty is not None:
                 changed = torch.where(logits > 0, logits / provider.penalty, logits * provider.penalty)
                 logits = torch.where(seen, changed, logits)

@@ -2,6 +2,7 @@
 
     PYTHONPATH=tools python benchmarks/_mode_traces.py --models DIR --out TRACES      tokens that the H200's pools lack
     python benchmarks/modes.py --models DIR --traces TRACES --spool FILE              audit, and score every sequence
+    python benchmarks/modes.py ... --only greedy  one mode again
     python benchmarks/modes.py --check           recompute the figures, and the tables in docs/modes.md, from raw
     python benchmarks/modes.py --write-docs      write those tables
 
@@ -163,6 +164,9 @@ def main() -> int:
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--spool", type=Path, default=Path("modes.evidence"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--only", choices=[column.name for column in COLUMNS], help="measure this mode, keep the others"
+    )
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write-docs", action="store_true")
     args = parser.parse_args()
@@ -175,7 +179,10 @@ def main() -> int:
             parser.error("--models and --traces are needed, or --check")
         reference = load(f"hf:{args.models / 'tb24m'}", ReferenceSettings(threads=args.threads))
         bench = Bench(reference=reference, replayer=Replayer(reference, spool=args.spool), folder=args.traces)
-        raw = {"columns": {column.name: _column(bench, column) for column in COLUMNS}}
+        known = _results.read(RESULTS)["raw"]["columns"] if args.only and RESULTS.exists() else {}
+        wanted = [column for column in COLUMNS if args.only in (None, column.name)]
+        measured = known | {column.name: _column(bench, column) for column in wanted}
+        raw = {"columns": {column.name: measured[column.name] for column in COLUMNS if column.name in measured}}
         print(_results.write(RESULTS, raw, figures))
     _docs(write=True)
     return 0

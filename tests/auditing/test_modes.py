@@ -105,10 +105,12 @@ def test_the_finding_says_how_much_weaker_it_is(recorded: Recorded, unknown: Cal
 
 
 def test_what_seeds_are_worth_is_not_said_of_a_sampler_that_has_none(recorded: Recorded, unknown: Calibration) -> None:
-    finding = run(recorded, recorded["v1"], unknown, sampler="unknown")
+    shared = [replace(trace, sampling=replace(trace.sampling, seed=42)) for trace in recorded["v1"]]
+    finding = run(recorded, shared, unknown, sampler="unknown")
     assert any("taken as unknown" in text for text in finding.assumptions)
     assert not any("Seed 42" in text for text in finding.assumptions)
-    assert any("Seed 42" in text for text in run(recorded, recorded["v1"], recorded.calibration).assumptions)
+    seeded = run(recorded, shared, recorded.calibration)
+    assert any("Seed 42" in text for text in seeded.assumptions)
 
 
 @pytest.mark.parametrize("sequential", [False, True])

@@ -12,7 +12,7 @@ from veridifr.filters import filters_on
 from veridifr.scores import Choices, Hypothesis, Scores
 from veridifr.scoring import score
 
-ROWS = np.array([[2.0, 1.5, 0.2, -1.0, -2.5, -4.0], [0.3, 3.0, 2.9, 2.0, -0.5, -6.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+ROWS = np.array([[2.0, 1.5, 0.2, -1.0, -2.5, -4.0], [0.3, 3.0, 2.9, 2.0, -0.5, -6.0], [0.3, 0.2, 0.1, 0.0, -0.1, -0.2]])
 SETTINGS = [{}, {"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.15}, {"top_k": 4, "top_p": 0.9}, {"temperature": 0.7}]
 
 
