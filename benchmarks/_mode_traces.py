@@ -3,7 +3,7 @@
     PYTHONPATH=tools python benchmarks/_mode_traces.py --models DIR --out DIR
 
 DIR/tb24m and DIR/tb7m are the models. A provider is the model on a CPU (transformers) with the output of every layer
-and the logits rounded to bfloat16, which is simulated because many CPUs have no fast bfloat16, and a sampler of our own.
+and the logits rounded to bfloat16, which is simulated as many CPUs have no fast bfloat16, and a sampler of our own.
 Prompts are those of the H200 pools that have no other use here; traces claim what an honest provider of tb24m would.
 int4 and fp8 are rounded weights (tools/rounded_weights.py), fp8 KV keys and values rounded as they enter the cache.
 """

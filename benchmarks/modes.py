@@ -164,9 +164,7 @@ def main() -> int:
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--spool", type=Path, default=Path("modes.evidence"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--only", choices=[column.name for column in COLUMNS], help="measure this mode, keep the others"
-    )
+    parser.add_argument("--only", choices=[column.name for column in COLUMNS], help="this mode alone")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write-docs", action="store_true")
     args = parser.parse_args()

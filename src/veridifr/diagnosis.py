@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from veridifr.contracts.registry import infer
-from veridifr.distribution import Statistic
+from veridifr.distribution import Statistic, token_log_likelihoods
 from veridifr.errors import UnsupportedError
 from veridifr.finding import Alternative, Diagnosis, Interval
 from veridifr.hypotheses import (
@@ -133,7 +133,7 @@ def _leads(difference_S: Floats) -> bool:
 
 def _claim(items: Sequence[ScoredSequence], statistic: Statistic) -> Floats:
     sigma = np.array([statistic.sigma])
-    return np.array([statistic.log_likelihoods(i.scores, sigma).sum() for i in items])
+    return np.array([token_log_likelihoods(i.scores, sigma, statistic.epsilon).sum() for i in items])
 
 
 def _causes(
@@ -195,13 +195,13 @@ def _refine(items: Sequence[ScoredSequence], start: Candidate, statistic: Statis
 
 def _forward_pass(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: Statistic) -> _Cause:
     sigma = fit_sigma(_grid(fit, statistic), SIGMA_GRID)
-    held_out = np.array([statistic.log_likelihoods(i.scores, np.array([sigma])).sum() for i in held])
+    held_out = np.array([token_log_likelihoods(i.scores, np.array([sigma]), statistic.epsilon).sum() for i in held])
     candidate = Candidate(code="forward_pass", parameter="sigma", label="sigma", value=sigma, hypothesis=None)
     return _Cause(candidate=candidate, estimate=sigma, held_out_S=held_out)
 
 
 def _grid(items: Sequence[ScoredSequence], statistic: Statistic) -> Floats:
-    return np.array([statistic.log_likelihoods(i.scores, SIGMA_GRID).sum(axis=0) for i in items])
+    return np.array([token_log_likelihoods(i.scores, SIGMA_GRID, statistic.epsilon).sum(axis=0) for i in items])
 
 
 def _per_sequence(items: Sequence[ScoredSequence], candidate: Candidate, statistic: Statistic) -> Floats | None:

@@ -177,16 +177,6 @@ class DistributionRatio:
             return bool((choices.edges_M > -np.inf).any())
         return entry.kind != "noise" or entry.size * self.sigma <= MOST * choices.temperature
 
-    def log_likelihoods(self, scores: Scores, sigmas_G: Floats) -> Floats:
-        """log q of each of T claimed tokens under each of G values of sigma, in nats: float64[T, G]; for a sigma beyond
-        `MOST` temperatures that of the largest allowed.
-
-        Scores of another family, as of greedy decoding when a cause is looked for, have the likelihood of that family.
-        """
-        if scores.choices is None:
-            return log_likelihoods(scores, sigmas_G, epsilon=self.epsilon)
-        return mix(draw_matrix(scores, sigmas_G), scores, self.epsilon)
-
     def _mix(self, kept_I: Floats, raw_I: Floats) -> Floats:
         found: Floats = np.log((1.0 - self.epsilon) * kept_I + self.epsilon * raw_I + 1e-300)
         return found
@@ -194,6 +184,14 @@ class DistributionRatio:
 
 Statistic = LikelihoodRatio | DistributionRatio
 """What scores sequences: with known noise, or without."""
+
+
+def token_log_likelihoods(scores: Scores, sigmas_G: Floats, epsilon: float) -> Floats:
+    """log q of each of T claimed tokens under each of G values of sigma, in nats: float64[T, G], by the likelihood of
+    the family that the scores were made for."""
+    if scores.choices is None:
+        return log_likelihoods(scores, sigmas_G, epsilon=epsilon)
+    return mix(draw_matrix(scores, sigmas_G), scores, epsilon)
 
 
 def draw_matrix(scores: Scores, sigmas_G: Floats) -> Floats:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.contracts.registry import CONTRACTS
-from veridifr.distribution import Statistic
+from veridifr.contracts.unknown import UNKNOWN
+from veridifr.distribution import Statistic, token_log_likelihoods
 from veridifr.errors import UnsupportedError
 from veridifr.evidence import Evidence
 from veridifr.likelihood import mix
@@ -29,6 +30,8 @@ TEMPERATURES = (
 )
 # fmt: on
 """Multiples of the claimed temperature that are tried before refining; 0 is greedy decoding."""
+GREEDY_TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4)
+"""Temperatures that are tried where 0 is claimed."""
 TOP_P = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, None)
 TOP_K = (2, 5, 10, 20, 30, 40, 50, 64, 80, 100, None)
 """A top-k of 1 is greedy decoding, which is a temperature of 0 here: one cause must not compete with itself."""
@@ -67,7 +70,9 @@ def candidates(claim: Hypothesis) -> Iterator[Candidate]:
     """The hypotheses of the first round for the claim of one sequence; `neighbours` and `between` refine them."""
     sampling, own = claim.sampling, claim.contract.id
     yield Candidate(code="forward_pass", parameter="sigma", label="sigma", value=None, hypothesis=None)
-    if sampling.greedy:
+    if sampling.greedy:  # with a temperature there would be noise, and nobody said which
+        for temperature in GREEDY_TEMPERATURES:
+            yield at_temperature(claim, temperature)
         return
     known = claim.contract.family != "distribution"  # else there is neither a seed nor a contract to be another one
     for multiple in TEMPERATURES:
@@ -120,6 +125,8 @@ def at_value(claim: Hypothesis, code: str, value: float | None) -> Candidate:
         changed = replace(claim.sampling, temperature=value)
         if changed.greedy:
             claim = replace(claim, contract=CONTRACTS["greedy"])
+        elif claim.sampling.greedy:
+            claim = replace(claim, contract=UNKNOWN)
     elif code == "top_p":
         changed = replace(claim.sampling, top_p=value)
     else:
@@ -186,7 +193,7 @@ def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: 
         scores = score(trace, item.evidence, candidate.hypothesis)
     except UnsupportedError:
         return None
-    return statistic.log_likelihoods(_all_usable(scores), np.array([statistic.sigma]))[:, 0]
+    return token_log_likelihoods(_all_usable(scores), np.array([statistic.sigma]), statistic.epsilon)[:, 0]
 
 
 def unseeded(item: ScoredSequence, statistic: Statistic) -> Floats:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from veridifr.likelihood import EPSILON, log_likelihoods, mix, shifted, win_matrix_of
+from veridifr.likelihood import EPSILON, mix, shifted, win_matrix_of
 from veridifr.scores import Contenders, Scores
 
 Floats = npt.NDArray[np.float64]
@@ -83,10 +83,6 @@ class LikelihoodRatio:
     def prefixes(self, ratios_TA: Floats, applies_A: npt.NDArray[np.bool_], edges: Sequence[int]) -> Floats:
         """S of the first `edges[i]` tokens from their log ratios, over the alternatives that apply."""
         return prefixes_of(self.alternatives, ratios_TA, applies_A, edges)
-
-    def log_likelihoods(self, scores: Scores, sigmas_G: Floats) -> Floats:
-        """log q of each of T claimed tokens under each of G values of sigma, in nats: float64[T, G]."""
-        return log_likelihoods(scores, sigmas_G, epsilon=self.epsilon)
 
     def ratios(self, scores: Scores) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """log q_a / q_0 of each token and alternative, float64[T, A] in nats, and which alternatives apply, bool[A].

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.calibration import Calibration
+from veridifr.distribution import token_log_likelihoods
 from veridifr.finding import LogitNoise, SequenceResult, TokenNote
 from veridifr.likelihood import SIGMA_GRID, fit_sigma, sigma_interval
 from veridifr.references import Reference
@@ -35,8 +36,8 @@ def logit_noise(items: Sequence[ScoredItem], calibration: Calibration, rng: np.r
     speaking = [item for item in items if item.speaks]
     if not speaking:
         return LogitNoise(estimate=None, honest=honest, interval=None)
-    statistic = calibration.statistic
-    totals = np.array([statistic.log_likelihoods(i.scores, SIGMA_GRID).sum(axis=0) for i in speaking])
+    epsilon = calibration.statistic.epsilon
+    totals = np.array([token_log_likelihoods(i.scores, SIGMA_GRID, epsilon).sum(axis=0) for i in speaking])
     interval = sigma_interval(totals, SIGMA_GRID, rng) if len(speaking) > 1 else None
     return LogitNoise(estimate=fit_sigma(totals, SIGMA_GRID), honest=honest, interval=interval)
 

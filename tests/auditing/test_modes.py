@@ -284,7 +284,7 @@ def greedy_traces(recorded: Recorded, name: str, *, noise: float = 0.0) -> list[
 
 def test_temperature_zero_works_with_any_engine(recorded: Recorded, tmp_path: Path) -> None:
     """Calibrated on honest tokens of an unknown engine: no contract, seed or version is needed; nothing is said of a
-    temperature or a seed, which greedy decoding has not."""
+    seed or a sampler, which greedy decoding has not."""
     reference = load(f"hf:{model_path()}", ReferenceSettings(device="cpu", threads=1))
     sets = {
         "honest": greedy_traces(recorded, "honest"),
@@ -308,6 +308,6 @@ def test_temperature_zero_works_with_any_engine(recorded: Recorded, tmp_path: Pa
     complete(other)
     assert other.verdict is Verdict.DIVERGENT
     assert other.diagnosis.code in ("forward_pass", "unexplained")
-    assert {a.code for a in other.diagnosis.alternatives} == {"forward_pass"}
+    assert {a.code for a in other.diagnosis.alternatives} <= {"forward_pass", "temperature"}
     with pytest.raises(CalibrationError, match="temperature"):
         audit(recorded["v1"], stored, calibration)

@@ -10,7 +10,7 @@ import pytest
 from makers import contenders, make_trace, scores_of, whole_rows
 from veridifr import stats
 from veridifr.contracts.unknown import UNKNOWN
-from veridifr.distribution import ALTERNATIVES, NOMINAL_SIGMA, DistributionRatio, Law, choices_of
+from veridifr.distribution import ALTERNATIVES, NOMINAL_SIGMA, DistributionRatio, Law, choices_of, token_log_likelihoods
 from veridifr.distribution_effects import at_temperature, distribution_effects, seeded_tokens, with_noise
 from veridifr.distribution_summary import token_checks
 from veridifr.fitting import EPSILON_GRID, declared_by_default, fit_distribution
@@ -57,7 +57,7 @@ def test_ratios_of_honest_draws_are_fair_bets() -> None:
         choices = choices_of(found)
         every = np.arange(len(choices.logits_M))
         ratios, applies = STATISTIC.ratios_at(choices, every)
-        noise = np.exp(STATISTIC.log_likelihoods(found, np.array([STATISTIC.sigma])))
+        noise = np.exp(token_log_likelihoods(found, np.array([STATISTIC.sigma]), STATISTIC.epsilon))
         assert (noise <= 1.0 + 1e-9).all()
         honest = Law(choices, 1.0).kept(every, STATISTIC.sigma)
         means = np.add.reduceat(np.exp(ratios) * honest[:, None], choices.starts_T, axis=0)[:, applies]
