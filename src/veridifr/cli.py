@@ -8,7 +8,6 @@ like an accusation.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import traceback
@@ -16,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veridifr import __version__, cli_plan, cli_seeds
+from veridifr import __version__, cli_identify, cli_plan, cli_seeds
 from veridifr.arguments import parser
 from veridifr.errors import InputError, MissingExtraError, UnsupportedError
 from veridifr.finding import Finding, Verdict
@@ -172,25 +171,6 @@ def _replay(given: argparse.Namespace) -> int:
     return OK if not refused else OPEN
 
 
-def _identify(given: argparse.Namespace) -> int:
-    from veridifr.identification import identify
-    from veridifr.replay import Replayer
-    from veridifr.traces import read_trace_files
-
-    _writable(given.resume)
-    reference = _reference(given)
-    replayer = Replayer(reference, spool=given.resume, quiet=given.quiet)
-    found = identify(read_trace_files(given.traces), reference, replayer=replayer)
-    if given.json_output:
-        print(json.dumps(dataclasses.asdict(found), indent=1))
-    elif not given.quiet:
-        for one in sorted(found.tried, key=lambda one: -(one.matches or -1)):
-            about = one.reason if one.matches is None else f"{one.matches} tokens, {one.by_chance:.0f} by chance"
-            print(f"{one.contract:<24}  {about}")
-        print(found.sentence)
-    return OK if found.contract else OPEN
-
-
 def _samplers(given: argparse.Namespace) -> int:
     from veridifr.contracts.describe import table
 
@@ -320,7 +300,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": cli_plan.run,
     "calibrate": _calibrate,
     "replay": _replay,
-    "identify": _identify,
+    "identify": cli_identify.run,
     "samplers": _samplers,
     "noise": _noise,
     "report": _report,
