@@ -33,6 +33,7 @@ def parser(version: str) -> argparse.ArgumentParser:
     _plan(_command(commands, "plan", "say how many sequences and tokens an audit takes to find a deviation"))
     _calibrate(_command(commands, "calibrate", "learn from honest traces what honest runs look like"))
     _replay(_command(commands, "replay", "run the reference once and keep its evidence in a file"))
+    _identify(_command(commands, "identify", "name the sampler contract that tokens fit, if one does"))
     _samplers(_command(commands, "samplers", "list the sampler contracts"))
     _noise(_command(commands, "noise", "print a contract's noise for chosen token ids"))
     _report(_command(commands, "report", "render findings (JSON) again as text and HTML"))
@@ -128,6 +129,7 @@ def _audit(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="test fingerprints: if the traces have some (default), of every sequence, or never",
     )
+    _sampler(command)
     command.add_argument(
         "--never-give-up",
         action="store_true",
@@ -168,7 +170,25 @@ def _calibrate(command: argparse.ArgumentParser) -> None:
         help="smallest logit noise that a consistent verdict rules out (default: twice the honest)",
     )
     _specification(command)
+    _sampler(command)
     command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
+    _quiet(command)
+
+
+def _sampler(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--sampler",
+        choices=("auto", "unknown"),
+        default="auto",
+        help="auto (default): as the engine record says; unknown: seeds are ignored, the distribution alone counts",
+    )
+
+
+def _identify(command: argparse.ArgumentParser) -> None:
+    command.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="trace files with seeds")
+    _reference_options(command)
+    command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
+    command.add_argument("--json", dest="json_output", action="store_true", help="as JSON")
     _quiet(command)
 
 

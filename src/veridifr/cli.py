@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veridifr import __version__, cli_collect, cli_compare, cli_plan, cli_seeds, cli_serve
+from veridifr import __version__, cli_collect, cli_compare, cli_identify, cli_plan, cli_seeds, cli_serve
 from veridifr.arguments import parser
 from veridifr.errors import InputError, MissingExtraError, UnsupportedError
 from veridifr.finding import Finding, Verdict
@@ -92,6 +92,7 @@ def _audit(given: argparse.Namespace) -> int:
         if given.sequential
         else False,
         fingerprints=given.fingerprints,
+        sampler=given.sampler,
     )
     _publish(given, [finding], "Inference audit")
     return STATUS[finding.verdict]
@@ -115,8 +116,9 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _calibrate(given: argparse.Namespace) -> int:
-    from veridifr.calibration import HonestTraces, calibrate
+    from veridifr.calibration import calibrate
     from veridifr.calibration_io import write_calibration
+    from veridifr.honest_traces import HonestTraces
     from veridifr.replay import Replayer
     from veridifr.traces import digest_file, read_trace_files
 
@@ -132,6 +134,7 @@ def _calibrate(given: argparse.Namespace) -> int:
         detect_sigma=given.detect,
         replayer=Replayer(reference, spool=given.resume, quiet=given.quiet),
         fingerprints=_specification(given),
+        sampler=given.sampler,
     )
     write_calibration(given.out, calibration)
     if not given.quiet:
@@ -296,6 +299,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": cli_plan.run,
     "calibrate": _calibrate,
     "replay": _replay,
+    "identify": cli_identify.run,
     "samplers": _samplers,
     "noise": _noise,
     "report": _report,

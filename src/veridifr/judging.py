@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from veridifr import stats
 from veridifr.calibration import Calibration, scores_at
+from veridifr.contracts.registry import Mode
 from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
 from veridifr.finding import FingerprintSummary, StackResult, TestSummary, Verdict
@@ -25,7 +26,11 @@ POWER = 0.9
 COVERAGE = 0.95
 """Share of the tokens asked for that must be scored for `consistent`."""
 FEWEST_PERMUTATIONS = 10_000
-STATISTIC = "score of a sequence (log-likelihood ratio, cut at 40), nats"
+STATISTICS: Mapping[Mode, str] = {
+    "seeded": "score of a sequence (log-likelihood ratio, cut at 40), nats",
+    "greedy": "score of a sequence (log-likelihood ratio, cut at 40), nats",
+    "distribution": "score of a sequence (log-likelihood ratio of draws with unknown noise, cut at 40), nats",
+}
 _LIMIT = 10_000
 """Longest audit, in sequences, that is ever suggested."""
 _LIST_MORE = (
@@ -116,7 +121,7 @@ def _test(
     chance, further = _power(places_N, calibration, alpha, rng)
     return TestSummary(
         name="two-sample permutation test over sequences, largest p over the honest stacks",
-        statistic=STATISTIC,
+        statistic=STATISTICS[calibration.mode],
         permutations=_permutations(alpha),
         stacks=results,
         detect_sigma=calibration.detect_sigma,

@@ -49,6 +49,10 @@ def score(
         from veridifr.scoring_inverse_cdf import score_inverse_cdf  # imports this module
 
         return score_inverse_cdf(trace, evidence, hypothesis, table_of(trace, evidence, hypothesis, eos_ids))
+    if contract.family == "distribution":
+        from veridifr.scoring_distribution import score_distribution  # imports this module
+
+        return score_distribution(table_of(trace, evidence, hypothesis, eos_ids), sampling, tail_mass)
 
     def part(first: int, last: int) -> Scores:
         table = table_of(trace, _tokens(evidence, first, last), hypothesis, eos_ids, first)

@@ -6,9 +6,10 @@ A contract is named, versioned and never changes meaning. It gives three things:
 - `check`: which settings and engine records it cannot honour (refused by the setting's name);
 - the noise of any (step, token id), computed on a CPU from the seed alone.
 
-Two families exist. `perturbed`: the token is argmax over ids of l/T + g with g a Gumbel variate (an exponential race
-argmax p/q is the same with g = -log q). `inverse_cdf`: one uniform number per token picks a point of the cumulative
-distribution, in the engine's candidate order. `greedy` draws nothing.
+Two families draw noise. `perturbed`: the token is argmax over ids of l/T + g with g a Gumbel variate (an exponential
+race argmax p/q is the same with g = -log q). `inverse_cdf`: one uniform number per token picks a point of the
+cumulative distribution, in the engine's candidate order. `greedy` draws nothing.
+`distribution` is the family of the sampler whose noise is not known.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from veridifr.errors import UnsupportedError
 from veridifr.trace import EngineRecord, Sampling
 
-Family = Literal["greedy", "perturbed", "inverse_cdf"]
+Family = Literal["greedy", "perturbed", "inverse_cdf", "distribution"]
 Kind = Literal["none", "exponential", "gumbel", "uniform"]
 Stage = Literal[
     "allowed_token_ids",

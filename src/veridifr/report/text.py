@@ -58,6 +58,8 @@ def _what(finding: Finding) -> Block:
         ("Audited", f"{visible(finding.model, 200)}, claimed to run on {visible(finding.engine, 300)}"),
         ("Sampler", finding.contract or words.UNKNOWN),
     ]
+    mode = words.mode(finding)
+    lines += [] if mode is None else [("Mode", mode)]
     test = finding.test
     if test is not None:
         lines.append(("Test", f"{test.name}; statistic: {test.statistic}; {words.how_tested(test)}"))
@@ -68,6 +70,8 @@ def _what(finding: Finding) -> Block:
         if test.detect_sigma is not None:
             power = "a chance that is not known" if test.power is None else f"a chance of {percent(test.power)}"
             lines.append(("", f"had {power} to see a deviation of {number(test.detect_sigma)} logits"))
+    if finding.distribution is not None:
+        lines.append(("Draws", words.distribution(finding.distribution)))
     if finding.fingerprints is not None:
         lines.append(("Fingerprints", words.fingerprints(finding.fingerprints)))
     return lines
