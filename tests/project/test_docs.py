@@ -25,6 +25,7 @@ FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```\s*$", re.MULTILINE | re
 LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)")
 VERBS = (
     "demo",
+    "identify",
     "audit",
     "collect",
     "compare",
