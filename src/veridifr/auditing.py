@@ -67,16 +67,15 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     `alpha` is the probability with which an honest provider is called divergent. `requests` is what the verifier asked
     for, as traces whose outputs are ignored; without it the claims stand in. `engine` fixes the engine record; default
     the one that most traces state. `seed` draws the permutations. `fingerprints` is auto (those that traces carry, if
-    the calibration knows them), required or off. `sampler` is auto or unknown. With auto the record decides whose noise
-    is replayed; where it does not tell, the tokens are asked (`identification`), and if they don't tell either, their
-    distribution is tested, provided that the calibration was made for that. With unknown that is done at once, and no
-    seed or engine is looked at. Steps: (1) fix the record and its contract, (2) check that the
-    calibration fits, (3) replay and score every sequence that was asked for, (4) test their scores against each honest
-    stack at matched lengths and weigh power and coverage, (5) if divergent, look for the cause.
+    the calibration knows them), required or off. `sampler` is auto (by the record; else as `identification` finds; else
+    the tokens' distribution is tested, if the calibration is made for that) or unknown (the distribution at once).
+    Steps: (1) fix the record and its contract, (2) check that the calibration fits, (3) replay and score every sequence
+    that was asked for, (4) test their scores against each honest stack at matched lengths and weigh power and coverage,
+    (5) if divergent, look for the cause.
 
-    With `sequential` the sequences are replayed and looked at one by one, in an order fixed by its seed, until the test
-    is decided; the finding is about those looked at. To go on with more traces, give the old and the new ones, and the
-    sizes of both purchases as `Sequential.batches`: the order, the bets and what was seen stay as they were.
+    With `sequential` the sequences are replayed one by one, in an order fixed by its seed, until the test is decided; the
+    finding is about those looked at. To go on with more, give old and new traces, and the sizes of both purchases as
+    `Sequential.batches`: the order, the bets and what was seen stay.
 
     Raises `TraceError` for no or duplicate traces and `CalibrationError` for a calibration made for something else; a
     sampler that cannot be replayed is not an error but the verdict `unsupported`.
@@ -87,8 +86,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     record = engine or _commonest([trace.engine for trace in traces], requests)
     traces = retokenized(traces, prints.replayer, requests or ())
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
-    own = OwnRecords(engine=engine, requests=requests or ())
-    chosen = choose(planned, sampler, own, calibration, prints.replayer)
+    chosen = choose(planned, sampler, OwnRecords(engine=engine, requests=requests or ()), calibration, prints.replayer)
     run = _Run(
         reference=reference,
         calibration=calibration,
@@ -102,9 +100,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     )
     seeds = seed_report(item.trace for item in planned if item.trace is not None).sentences
     if isinstance(chosen, str):
-        left_out = {item.id: item.reason or chosen for item in planned}
-        judgement = nothing_scored(chosen, unsupported=any(item.trace is not None for item in planned))
-        return run.finding([], left_out, None, (*assumptions, *seeds), judgement)
+        return run.unsupported(chosen, (*assumptions, *seeds))
     head, contract = chosen.head, chosen.contract
     assumptions += seeds if mode_of(contract.id) == "seeded" else ()
     assumptions += (*chosen.assumptions, *prints.assumptions)
@@ -112,23 +108,21 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         assumptions.append(f"The traces name the model {head.model!r}, the calibration {calibration.model!r}.")
     # (2) the calibration must be for this model, contract and setting
     calibration.check_fits(reference, head.sampling, contract.id)
-    planned = [same_setting(item, head) for item in chosen.planned]
-    run = replace(run, planned=planned)
+    run = replace(run, planned=[same_setting(item, head) for item in chosen.planned])
 
     def score_some(some: Sequence[Planned]) -> tuple[list[ScoredItem], dict[str, str]]:
         return score_all(some, contract, reference, prints.replayer)
 
-    # (3) evidence and scores; a sequence that cannot be scored keeps its reason and counts against coverage
-    # (4) one test, one error rate
+    # (3) evidence and scores; what cannot be scored counts against coverage; (4) one test, one error rate
     if sequential:
         settings = sequential if isinstance(sequential, Sequential) else Sequential(seed=seed)
-        batches = purchases(planned, [trace.id for trace in traces], settings)
+        batches = purchases(run.planned, [trace.id for trace in traces], settings)
         looked = look(batches, score_some, calibration, alpha, settings)
         run = replace(run, planned=looked.planned)
         items, left_out, found = looked.items, looked.left_out, looked.judgement
     else:
-        items, left_out = score_some(planned)
-        found = judge_both(prints, traces, planned, items, calibration, alpha, run.rng)
+        items, left_out = score_some(run.planned)
+        found = judge_both(prints, traces, run.planned, items, calibration, alpha, run.rng)
     if found is None:
         why = next(iter(left_out.values()), "no token could be scored")
         found = nothing_scored(why, unsupported=bool(left_out) and not items)
@@ -246,6 +240,12 @@ class _Run:
             mode=mode,
             distribution=summarize(items, self.calibration, self.rng),
         )
+
+    def unsupported(self, why: str, assumptions: tuple[str, ...]) -> Finding:
+        """The finding where no sampler can be replayed."""
+        left_out = {item.id: item.reason or why for item in self.planned}
+        judgement = nothing_scored(why, unsupported=any(item.trace is not None for item in self.planned))
+        return self.finding([], left_out, None, assumptions, judgement)
 
     def _provenance(self, items: Sequence[ScoredItem]) -> Provenance:
         name, digest = self.sources.calibration or (None, "not from a file")
