@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from _audit_cases import ROOT
-from veridifr.calibration import FIT_SHARE, fit_statistic, prompt_digest
 from veridifr.contracts.registry import infer
 from veridifr.evidence import Evidence
+from veridifr.fitting import fit_statistic
+from veridifr.honest_traces import FIT_SHARE, prompt_digest
 from veridifr.named_statistics import NamedStatistics, fit_named
 from veridifr.references import Reference
 from veridifr.scores import Contenders, Hypothesis, Scores

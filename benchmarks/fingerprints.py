@@ -137,7 +137,7 @@ def collect(args: argparse.Namespace) -> None:
     import torch
 
     from veridifr.fingerprints import matrix_digest
-    from veridifr.fingerprints.capture import Projector
+    from veridifr.fingerprints.projector import Projector
     from veridifr.fingerprints.spec import FingerprintSpec
 
     sequences = _sequences(args.prompts, args.count)

@@ -294,8 +294,8 @@ def measure_hashes(args: argparse.Namespace) -> dict[str, Any]:
 def _hashed(reference: Any, trace: Any, contract: str, rng: np.random.Generator, tokens: int = 64) -> dict[str, int]:
     import torch
 
-    from veridifr.references.hf import evidence_of
     from veridifr.references.listing import joined, list_candidates
+    from veridifr.references.rows import evidence_of
     from veridifr.trace import EngineRecord, Sampling, Trace
 
     small = reference.vocab_size

@@ -1,6 +1,6 @@
 """Copies of a model directory with rounded weights. Needs torch and safetensors, imported late.
 
-int3 and int4 are rounded and written back as bfloat16: any engine runs them, with the error of the rounding alone.
+int3, int4 and fp8 are rounded and written back as bfloat16: any engine runs them, with the error of the rounding alone.
 int8 is written for compressed-tensors, so that the engine runs its integer kernel (weights and activations).
 """
 
@@ -62,16 +62,25 @@ def int8_channels(weight: Any) -> tuple[Any, Any]:
     return (wide / scale).round().clamp(-128, 127).to(torch.int8), scale
 
 
+def round_fp8(weight: Any) -> Any:
+    """A weight [out, in] rounded to float8 e4m3 with one scale for each output; same dtype."""
+    import torch
+
+    wide = weight.to(torch.float32)
+    scale = (wide.abs().amax(dim=1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max).clamp_min(1e-12)
+    return ((wide / scale).to(torch.float8_e4m3fn).to(torch.float32) * scale).to(weight.dtype)
+
+
 def _is_linear(name: str) -> bool:
     return name.endswith(".weight") and name.split(".")[-2] in LINEAR
 
 
 def write_rounded(source: Path, target: Path, kind: str) -> int:
-    """Write `source` with its linear weights rounded (`kind`: int3, int4 or int8); the number of layers rounded."""
+    """Write `source` with its linear weights rounded (`kind`: int3, int4, int8 or fp8); the number of layers."""
     from safetensors.torch import load_file, save_file
 
-    if kind not in ("int3", "int4", "int8"):
-        raise ValueError(f"weights: got {kind}, expected int3, int4 or int8")
+    if kind not in ("int3", "int4", "int8", "fp8"):
+        raise ValueError(f"weights: got {kind}, expected int3, int4, int8 or fp8")
     target.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Any] = {}
     for file in sorted(source.glob("*.safetensors")):
@@ -82,6 +91,8 @@ def write_rounded(source: Path, target: Path, kind: str) -> int:
     for name in linear:
         if kind == "int8":
             tensors[name], tensors[f"{name}_scale"] = int8_channels(tensors[name])
+        elif kind == "fp8":
+            tensors[name] = round_fp8(tensors[name])
         else:
             tensors[name] = round_groups(tensors[name], int(kind[3:]))
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(target / "model.safetensors"), {"format": "pt"})

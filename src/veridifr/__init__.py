@@ -13,11 +13,15 @@ from veridifr._version import __version__
 if TYPE_CHECKING:
     from veridifr.auditing import Sources, audit
     from veridifr.betting import Sequential
-    from veridifr.calibration import Calibration, HonestTraces, calibrate
+    from veridifr.calibration import Calibration, calibrate
     from veridifr.calibration_io import read_calibration, write_calibration
     from veridifr.collecting import ApiKey, Budget, Collected, Endpoint, Limits, Prompt, collect, read_prompts
+    from veridifr.comparing import compare
+    from veridifr.comparison import Comparison
     from veridifr.errors import VeridifrError
     from veridifr.finding import Finding, Verdict
+    from veridifr.honest_traces import HonestTraces
+    from veridifr.identification import Identification, identify
     from veridifr.planning import Aim, Plan, plan
     from veridifr.references import Reference, ReferenceSettings
     from veridifr.references import load as load_reference
@@ -33,10 +37,12 @@ _PLACES = {
     "Budget": "veridifr.collecting",
     "Calibration": "veridifr.calibration",
     "Collected": "veridifr.collecting",
+    "Comparison": "veridifr.comparison",
     "Endpoint": "veridifr.collecting",
     "EngineRecord": "veridifr.trace",
     "Finding": "veridifr.finding",
-    "HonestTraces": "veridifr.calibration",
+    "HonestTraces": "veridifr.honest_traces",
+    "Identification": "veridifr.identification",
     "Limits": "veridifr.collecting",
     "Plan": "veridifr.planning",
     "Prompt": "veridifr.collecting",
@@ -56,9 +62,11 @@ _PLACES = {
     "calibrate": "veridifr.calibration",
     "check_seeds": "veridifr.seeds",
     "collect": "veridifr.collecting",
+    "compare": "veridifr.comparing",
     "from_openai": "veridifr.traces",
     "from_vllm": "veridifr.traces",
     "generate_secret": "veridifr.seeds",
+    "identify": "veridifr.identification",
     "load_reference": "veridifr.references",
     "plan": "veridifr.planning",
     "read_calibration": "veridifr.calibration_io",
@@ -77,10 +85,12 @@ __all__ = [
     "Budget",
     "Calibration",
     "Collected",
+    "Comparison",
     "Endpoint",
     "EngineRecord",
     "Finding",
     "HonestTraces",
+    "Identification",
     "Limits",
     "Plan",
     "Prompt",
@@ -101,9 +111,11 @@ __all__ = [
     "calibrate",
     "check_seeds",
     "collect",
+    "compare",
     "from_openai",
     "from_vllm",
     "generate_secret",
+    "identify",
     "load_reference",
     "plan",
     "read_calibration",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from veridifr import arguments_collect
 from veridifr.deviations import MULTIPLES
+from veridifr.references import TOP_LOGPROBS
+from veridifr.vllm.serve_arguments import add_serve_options
 
 EPILOG = (
     "exit status: 0 consistent, 1 divergent, 2 usage or unreadable input, 3 undecided, no evidence or unsupported "
@@ -26,15 +28,18 @@ def parser(version: str) -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(_command(commands, "demo", "audit the four bundled providers"))
     _audit(_command(commands, "audit", "judge traces against a reference and a calibration"))
+    _compare(_command(commands, "compare", "judge several providers of one model together"))
     arguments_collect.add(_command(commands, "collect", "ask a server for the sequences of an audit"))
     _plan(_command(commands, "plan", "say how many sequences and tokens an audit takes to find a deviation"))
     _calibrate(_command(commands, "calibrate", "learn from honest traces what honest runs look like"))
     _replay(_command(commands, "replay", "run the reference once and keep its evidence in a file"))
+    _identify(_command(commands, "identify", "name the sampler contract that tokens fit, if one does"))
     _samplers(_command(commands, "samplers", "list the sampler contracts"))
     _noise(_command(commands, "noise", "print a contract's noise for chosen token ids"))
     _report(_command(commands, "report", "render findings (JSON) again as text and HTML"))
     _import(_command(commands, "import", "turn another tool's output into traces"))
     _seeds(_command(commands, "seeds", "issue the seeds of an audit from a secret, and check them"))
+    _serve_flags(_command(commands, "serve-flags", "print what switches capture on in a vLLM server"))
     return top
 
 
@@ -48,12 +53,35 @@ def _command(
 
 def _reference_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--reference", required=True, metavar="R", help="hf:DIR, hf:ORG/MODEL (with --revision) or evidence:FILE"
+        "--reference",
+        required=True,
+        metavar="R",
+        help="hf:DIR, hf:ORG/MODEL (with --revision), the URL of a trusted server, or evidence:FILE",
     )
     command.add_argument("--revision", metavar="REV", help="commit of a hub model")
     command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32 on a CPU")
     command.add_argument("--device", metavar="DEV", help="cpu, cuda, cuda:1; default: cuda where there is one")
     command.add_argument("--threads", type=_count, metavar="N", help="CPU threads of the reference")
+    command.add_argument(
+        "--model-files",
+        type=Path,
+        metavar="DIR",
+        help="of a server: folder with its model's config.json and tokenizer.json",
+    )
+    command.add_argument("--served-model", metavar="NAME", help="of a server: which of its models, if it has several")
+    command.add_argument(
+        "--top-logprobs",
+        type=_count,
+        default=TOP_LOGPROBS,
+        metavar="N",
+        help=f"of a server: tokens that it lists at each position (default {TOP_LOGPROBS})",
+    )
+    command.add_argument(
+        "--reference-key-file",
+        type=Path,
+        metavar="F",
+        help="of a server: file with its key (default: the environment variable VERIDIFR_REFERENCE_KEY)",
+    )
 
 
 def _quiet(command: argparse.ArgumentParser) -> None:
@@ -101,11 +129,32 @@ def _audit(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="test fingerprints: if the traces have some (default), of every sequence, or never",
     )
+    _sampler(command)
     command.add_argument(
         "--never-give-up",
         action="store_true",
         help="with --sequential: look on for small deviations, and for those on a part of the requests",
     )
+    _outputs(command)
+    _quiet(command)
+
+
+def _compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="one trace file for each provider")
+    _reference_options(command)
+    command.add_argument("--calibration", required=True, type=Path, metavar="C", help="from `veridifr calibrate`")
+    command.add_argument(
+        "--alpha", type=_alpha, default=0.01, metavar="A", help="false-positive rate of all together (default 0.01)"
+    )
+    command.add_argument(
+        "--requests",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="what was asked for: one file for all, or one for each in the order of the traces",
+    )
+    command.add_argument("--resume", type=Path, metavar="DIR", help="keep evidence in this folder, and go on from it")
+    command.add_argument("--title", default="Providers compared", help="headline of the HTML report")
     _outputs(command)
     _quiet(command)
 
@@ -121,7 +170,25 @@ def _calibrate(command: argparse.ArgumentParser) -> None:
         help="smallest logit noise that a consistent verdict rules out (default: twice the honest)",
     )
     _specification(command)
+    _sampler(command)
     command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
+    _quiet(command)
+
+
+def _sampler(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--sampler",
+        choices=("auto", "unknown"),
+        default="auto",
+        help="auto (default): as the engine record says; unknown: seeds are ignored, the distribution alone counts",
+    )
+
+
+def _identify(command: argparse.ArgumentParser) -> None:
+    command.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="trace files with seeds")
+    _reference_options(command)
+    command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
+    command.add_argument("--json", dest="json_output", action="store_true", help="as JSON")
     _quiet(command)
 
 
@@ -197,6 +264,12 @@ def _seeds(command: argparse.ArgumentParser) -> None:
     check = _command(actions, "check", "recompute every seed; exit status 3 where one is not as issued")
     check.add_argument("traces", nargs="+", type=Path, metavar="TRACES", help="trace files, or requests with seeds")
     _secret_file(check)
+
+
+def _serve_flags(command: argparse.ArgumentParser) -> None:
+    add_serve_options(command)
+    command.add_argument("--vllm-version", metavar="V", help="of this version (default: the one that is installed)")
+    command.add_argument("--json", dest="json_output", action="store_true", help="as JSON")
 
 
 def _secret_file(command: argparse.ArgumentParser) -> None:

@@ -12,23 +12,23 @@ import numpy as np
 from veridifr import profiles, summaries
 from veridifr._version import __version__
 from veridifr.betting import Sequential
-from veridifr.calibration import Calibration, prompt_digest
+from veridifr.calibration import Calibration
 from veridifr.contracts.base import Contract
-from veridifr.contracts.registry import Inference, infer
+from veridifr.contracts.registry import mode_of
 from veridifr.diagnosis import diagnose
-from veridifr.errors import TraceError, UnsupportedError
-from veridifr.evidence import Evidence
+from veridifr.distribution_summary import summarize
+from veridifr.errors import TraceError
 from veridifr.finding import Diagnosis, Finding, Provenance, Verdict
 from veridifr.fingerprint_judging import explained, judge_both, settle
-from veridifr.hypotheses import ScoredSequence
+from veridifr.honest_traces import prompt_digest
 from veridifr.judging import Judgement, honest_scores, nothing_scored
 from veridifr.references import Reference
 from veridifr.replay import Replayer
+from veridifr.replayed import same_setting, score_all
 from veridifr.requests import Planned, plan
 from veridifr.retokenizing import retokenized
+from veridifr.sampler_choice import OwnRecords, choose
 from veridifr.scored import ScoredItem, tokens_by_status, tokens_owed
-from veridifr.scores import Hypothesis
-from veridifr.scoring import score
 from veridifr.seed_use import seed_report
 from veridifr.stopping import look, purchases
 from veridifr.trace import EngineRecord, Trace
@@ -60,13 +60,17 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     seed: int = 0,
     sequential: Sequential | bool = False,
     fingerprints: str = "auto",
+    sampler: str = "auto",
 ) -> Finding:
     """Judge whether `traces` came from the model, weights and sampling settings that they claim.
 
     `alpha` is the probability with which an honest provider is called divergent. `requests` is what the verifier asked
     for, as traces whose outputs are ignored; without it the claims stand in. `engine` fixes the engine record; default
     the one that most traces state. `seed` draws the permutations. `fingerprints` is auto (those that traces carry, if
-    the calibration knows them), required or off. Steps: (1) fix the record and its contract, (2) check that the
+    the calibration knows them), required or off. `sampler` is auto or unknown. With auto the record decides whose noise
+    is replayed; where it does not tell, the tokens are asked (`identification`), and if they don't tell either, their
+    distribution is tested, provided that the calibration was made for that. With unknown that is done at once, and no
+    seed or engine is looked at. Steps: (1) fix the record and its contract, (2) check that the
     calibration fits, (3) replay and score every sequence that was asked for, (4) test their scores against each honest
     stack at matched lengths and weigh power and coverage, (5) if divergent, look for the cause.
 
@@ -83,8 +87,8 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     record = engine or _commonest([trace.engine for trace in traces], requests)
     traces = retokenized(traces, prints.replayer, requests or ())
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
-    assumptions += seed_report(item.trace for item in planned if item.trace is not None).sentences
-    settled = _settle(planned, reference.vocab_size)
+    own = OwnRecords(engine=engine, requests=requests or ())
+    chosen = choose(planned, sampler, own, calibration, prints.replayer)
     run = _Run(
         reference=reference,
         calibration=calibration,
@@ -96,20 +100,23 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         planned=planned,
         quiet=prints.replayer.quiet,
     )
-    if isinstance(settled, str):
-        left_out = {item.id: item.reason or settled for item in planned}
-        judgement = nothing_scored(settled, unsupported=any(item.trace is not None for item in planned))
-        return run.finding([], left_out, None, tuple(assumptions), judgement)
-    head, inference = settled
-    assumptions += (*inference.assumptions, *prints.assumptions)
+    seeds = seed_report(item.trace for item in planned if item.trace is not None).sentences
+    if isinstance(chosen, str):
+        left_out = {item.id: item.reason or chosen for item in planned}
+        judgement = nothing_scored(chosen, unsupported=any(item.trace is not None for item in planned))
+        return run.finding([], left_out, None, (*assumptions, *seeds), judgement)
+    head, contract = chosen.head, chosen.contract
+    assumptions += seeds if mode_of(contract.id) == "seeded" else ()
+    assumptions += (*chosen.assumptions, *prints.assumptions)
     if head.model != calibration.model:
         assumptions.append(f"The traces name the model {head.model!r}, the calibration {calibration.model!r}.")
     # (2) the calibration must be for this model, contract and setting
-    calibration.check_fits(reference, head.sampling, inference.contract.id)
-    planned = [_same_setting(item, head) for item in planned]
+    calibration.check_fits(reference, head.sampling, contract.id)
+    planned = [same_setting(item, head) for item in chosen.planned]
+    run = replace(run, planned=planned)
 
     def score_some(some: Sequence[Planned]) -> tuple[list[ScoredItem], dict[str, str]]:
-        return _score_all(some, inference.contract, reference, prints.replayer)
+        return score_all(some, contract, reference, prints.replayer)
 
     # (3) evidence and scores; a sequence that cannot be scored keeps its reason and counts against coverage
     # (4) one test, one error rate
@@ -126,7 +133,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         why = next(iter(left_out.values()), "no token could be scored")
         found = nothing_scored(why, unsupported=bool(left_out) and not items)
     found, about = _compared(found, items, calibration)
-    return run.finding(items, left_out, inference.contract, (*assumptions, *about), found)
+    return run.finding(items, left_out, contract, (*assumptions, *about), found)
 
 
 def _commonest(records: Sequence[EngineRecord], requests: Sequence[Trace] | None) -> EngineRecord:
@@ -138,20 +145,6 @@ def _commonest(records: Sequence[EngineRecord], requests: Sequence[Trace] | None
     counts = Counter(record.identity() for record in records)
     top = max(counts.values())
     return next(record for record in records if counts[record.identity()] == top)
-
-
-def _settle(planned: Sequence[Planned], vocab_size: int) -> tuple[Trace, Inference] | str:
-    """A trace with the setting that most sequences have and that can be replayed, and its contract; or why none has."""
-    traces = [item.trace for item in planned if item.trace is not None]
-    counts = Counter(trace.sampling.distribution() for trace in traces)
-    why = next((item.reason for item in planned if item.reason is not None), "no sequence was returned")
-    refused = None
-    for trace in sorted(traces, key=lambda t: -counts[t.sampling.distribution()]):  # stable: the first of equals
-        try:
-            return trace, infer(trace.engine, trace.sampling, vocab_size)
-        except UnsupportedError as error:
-            refused = refused or str(error)
-    return refused or why
 
 
 def _check(traces: Sequence[Trace], requests: Sequence[Trace] | None, alpha: float) -> None:
@@ -190,42 +183,6 @@ def _compared(
     return found, (*about, differs.sentence)
 
 
-def _score_all(
-    planned: Sequence[Planned],
-    contract: Contract,
-    reference: Reference,
-    replayer: Replayer,
-) -> tuple[list[ScoredItem], dict[str, str]]:
-    """Scored sequences in the order planned, and the reason for each one that is not."""
-    order = {item.id: place for place, item in enumerate(planned)}
-    items, left_out = [], {}
-    for item, evidence in replayer.run(planned, label="replay"):
-        if item.trace is None or evidence is None:
-            left_out[item.id] = item.reason or "no evidence"
-            continue
-        try:
-            scored = _score_one(item.trace, evidence, contract, reference)
-        except UnsupportedError as error:
-            left_out[item.id] = str(error)
-            continue
-        items.append(ScoredItem(planned=item, scored=scored))
-    items.sort(key=lambda found: order[found.planned.id])
-    return items, left_out
-
-
-def _same_setting(item: Planned, head: Trace) -> Planned:
-    """One audit, one setting: the calibration holds for the first sequence's."""
-    if item.trace is None or item.trace.sampling.distribution() == head.sampling.distribution():
-        return item
-    return replace(item, trace=None, reason="sampling: another setting than the audit's first sequence")
-
-
-def _score_one(trace: Trace, evidence: Evidence, contract: Contract, reference: Reference) -> ScoredSequence:
-    claim = Hypothesis(contract=contract, sampling=trace.sampling, seed=trace.sampling.seed)
-    scores = score(trace, evidence, claim, eos_ids=reference.eos_ids)
-    return ScoredSequence(trace=trace, evidence=evidence, claim=claim, scores=scores)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Run:
     """What is fixed for one audit, and how its finding is put together."""
@@ -254,6 +211,7 @@ class _Run:
         speaking = [item for item in items if item.speaks]
         diagnosis = Diagnosis()
         prints = judgement.fingerprints
+        mode = None if contract is None else mode_of(contract.id)
         if divergent and prints is not None and prints.speaks == "fingerprints":
             diagnosis = explained(prints)
         elif divergent:
@@ -283,8 +241,10 @@ class _Run:
             results=summaries.results(self.planned, items, left_out, judgement.scores),
             worst_tokens=summaries.worst_tokens(speaking, self.reference) if divergent else (),
             honest_scores=honest_scores(items, self.calibration),
-            honest_exact_match=self.calibration.exact_match,
+            honest_exact_match=self.calibration.exact_match if mode != "distribution" else None,
             fingerprints=judgement.fingerprints,
+            mode=mode,
+            distribution=summarize(items, self.calibration, self.rng),
         )
 
     def _provenance(self, items: Sequence[ScoredItem]) -> Provenance:

@@ -176,7 +176,7 @@ def simulation_of(calibration: Calibration, place: int) -> Simulation:
     own = [scores_at(stack.fit, place) for stack in calibration.stacks]
     return Simulation(
         honest=tuple(scores if len(scores) >= _OWN_FIT else pooled for scores in own),
-        deviating=tuple(scores_at(fit, place, k) for k in range(len(calibration.effects))),
+        deviating=tuple(scores_at(fit, place, k) for k in range(len(calibration.effects) + len(calibration.heats))),
         sizes=tuple(len(scores_at(stack.sequences, place)) for stack in calibration.stacks),
     )
 

@@ -9,7 +9,6 @@ for one model, one set of sampling settings and the contracts that it saw; used 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,29 +18,32 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr._version import __version__
-from veridifr.contracts.registry import infer
+from veridifr.contracts.registry import Mode, mode_of
+from veridifr.distribution import DistributionRatio, Statistic
+from veridifr.distribution_effects import HEATS, distribution_effects, seeded_tokens
 from veridifr.effects import effect_scores, surprises
-from veridifr.errors import CalibrationError, UnsupportedError
-from veridifr.fingerprint_null import FingerprintNull, Measured, fit_null, measure_honest
+from veridifr.errors import CalibrationError
+from veridifr.fingerprint_null import FingerprintNull, fit_null
 from veridifr.fingerprints.spec import FingerprintSpec
-from veridifr.likelihood import SIGMA_GRID, fit_sigma, mix, win_matrix
+from veridifr.fitting import declared_by_default, effects_with, fit_distribution, fit_statistic
+from veridifr.honest_traces import (
+    FEWEST_FIT,
+    FIT_SHARE,
+    HonestScored,
+    HonestTraces,
+    distribution_of,
+    prompt_digest,
+    score_stack,
+    split,
+)
 from veridifr.references import Reference
 from veridifr.replay import Replayer
-from veridifr.requests import Planned, plan
-from veridifr.scores import Hypothesis, Scores
-from veridifr.scoring import score
-from veridifr.statistic import LikelihoodRatio, edges_up_to
+from veridifr.statistic import edges_up_to
 from veridifr.trace import Sampling, Trace
 
 Floats = npt.NDArray[np.float64]
 SCHEMA = "veridifr-calibration/2"
-FIT_SHARE = 4
-"""One in this many prompts fits the parameters; the others give the null."""
-FEWEST_FIT = 2
 FEWEST_NULL = 5
-EFFECTS = (1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0)
-"""Sizes of the simulated deviations, as multiples of the honest logit noise; the declared one is added."""
-EPSILON_GRID = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class HonestSequence:
     """Mean of -log p of the claimed tokens, in nats: what kind of text it is. Empty in calibrations of format 1."""
     scores: tuple[float, ...]
     simulated: tuple[tuple[float, ...], ...]
-    """Scores had the provider carried larger errors: one row for each of `Calibration.effects`."""
+    """Scores had the provider carried larger errors: one row for each of `Calibration.effects`, then of `heats`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ class Calibration:
     weights: str
     reference_settings: Mapping[str, Any]
     sampling: Mapping[str, Any]
-    statistic: LikelihoodRatio
+    statistic: Statistic
     detect_sigma: float
     effects: tuple[float, ...]
     """Sizes of the simulated deviations, ascending, as multiples of the honest sigma; one of them is `detect_sigma`."""
@@ -94,11 +96,22 @@ class Calibration:
     veridifr: str = __version__
     fingerprints: FingerprintNull | None = None
     """None: the honest traces' fingerprints, if they had any, were not calibrated."""
+    heats: tuple[float, ...] = ()
+    """Relative changes of the temperature that are simulated too, where the noise is not known: rows of
+    `HonestSequence.simulated` after those of `effects`."""
+    seeded_tokens: int | None = None
+    """Where the noise is not known: how many tokens the seeded test would take for `detect_sigma` (alpha 0.01, power
+    0.9), by simulation; None if that is not known either."""
 
     @property
     def contracts(self) -> tuple[str, ...]:
         """Contract ids that the honest traces ran under."""
         return tuple(sorted({stack.contract for stack in self.stacks}))
+
+    @property
+    def mode(self) -> Mode:
+        """What kind of evidence it is for: audits of another kind are refused."""
+        return mode_of(self.stacks[0].contract)
 
     @property
     def exact_match(self) -> float:
@@ -118,7 +131,7 @@ class Calibration:
                 f"calibration: weights: made for {self.weights[:16]} ({self.model}), "
                 f"the reference has {reference.weights_digest[:16]}; calibrate with this reference"
             )
-        for key in ("dtype", "tail_mass"):
+        for key in ("dtype", "tail_mass", "top_logprobs"):
             mine, other = self.reference_settings.get(key), reference.settings.get(key)
             if mine != other:
                 raise CalibrationError(f"calibration: reference.{key}: made with {mine}, this audit uses {other}")
@@ -129,10 +142,22 @@ class Calibration:
                     f"calibration: sampling.{key}: made for {_said(self.sampling.get(key))}, "
                     f"the traces claim {_said(asked.get(key))}"
                 )
+        if mode_of(contract) != self.mode:
+            raise CalibrationError(
+                f"calibration: mode: made for {self.mode} evidence, this audit's is {mode_of(contract)}; "
+                f"{_REMEDIES[self.mode]}"
+            )
         if contract not in self.contracts:
             raise CalibrationError(
                 f"calibration: contract: made for {', '.join(self.contracts)}, the traces run under {contract}"
             )
+
+
+_REMEDIES: Mapping[Mode, str] = {
+    "distribution": "audit with the sampler taken as unknown (--sampler unknown), or calibrate without that",
+    "seeded": "calibrate with the sampler taken as unknown (--sampler unknown)",
+    "greedy": "calibrate with honest traces of that temperature",
+}
 
 
 def place_of(effect: float, effects: Sequence[float]) -> int:
@@ -153,45 +178,6 @@ def _said(value: object) -> str:
     return "off" if value is None else str(value)
 
 
-def distribution_of(sampling: Sampling) -> dict[str, Any]:
-    """The settings that shape a token's distribution, as JSON values; only those that are on."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-    found: dict[str, Any] = {name: getattr(sampling, name) for name in names if getattr(sampling, name) is not None}
-    if sampling.logit_bias:
-        found["logit_bias"] = {str(k): v for k, v in sorted(sampling.logit_bias.items())}
-    if sampling.allowed_token_ids is not None:
-        found["allowed_token_ids"] = sorted(sampling.allowed_token_ids)
-    if sampling.bad_words_token_ids:
-        found["bad_words_token_ids"] = [list(word) for word in sampling.bad_words_token_ids]
-    return found
-
-
-def prompt_digest(trace: Trace) -> str:
-    """First 16 hex digits of the SHA-256 of the prompt ids."""
-    return hashlib.sha256(trace.prompt_token_ids.astype("<i4").tobytes()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HonestTraces:
-    """The input of one stack: traces known to be honest, and the SHA-256 of the file that they came from."""
-
-    name: str
-    traces: Sequence[Trace]
-    digest: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Scored:
-    planned: Planned
-    scores: Scores
-    measured: Measured | None
-
-    @property
-    def trace(self) -> Trace:
-        assert self.planned.trace is not None  # noqa: S101  (only scored sequences are wrapped)
-        return self.planned.trace
-
-
 def calibrate(
     stacks: Sequence[HonestTraces],
     reference: Reference,
@@ -200,31 +186,36 @@ def calibrate(
     replayer: Replayer | None = None,
     seed: int = 0,
     fingerprints: FingerprintSpec | None = None,
+    sampler: str = "auto",
 ) -> Calibration:
     """Build a calibration from honest traces, pooled over `stacks`.
 
     `detect_sigma` (logits) is the smallest deviation that a consistent verdict will rule out; default twice the honest
-    effective logit noise. With `fingerprints` every honest trace must carry one of that specification, and audits can
-    use them. Raises `CalibrationError` where the traces do not agree in model, sampling or engine, or are
-    too few.
+    effective logit noise, more where the noise is not known (`fitting.declared_by_default`). With `fingerprints` every
+    honest trace must carry one of that specification, and audits can use them. `sampler` is auto (the contract that the
+    engine records imply) or unknown: seeds and engines are not looked at, and audits are of the tokens' distribution.
+    Raises `CalibrationError` where the traces do not agree in model, sampling or engine, or are too few.
     """
     if not stacks or not all(stack.traces for stack in stacks):
         raise CalibrationError("calibration: got no honest traces")
     replayer = (replayer or Replayer(reference)).with_projections(fingerprints)
     first = stacks[0].traces[0]
-    scored = [(stack, *_score_stack(stack, first, reference, replayer, fingerprints)) for stack in stacks]
-    parts = [_split(items) for _, _, items in scored]
+    scored = [(stack, *score_stack(stack, first, replayer, fingerprints, sampler)) for stack in stacks]
+    parts = [split(items) for _, _, items in scored]
     for (stack, _, items), (fit, null) in zip(scored, parts, strict=True):
         if len(fit) < FEWEST_FIT or len(null) < FEWEST_NULL:
             raise CalibrationError(
                 f"calibration: {stack.name}: {len(items)} usable sequences, expected at least "
                 f"{FEWEST_FIT} to fit and {FEWEST_NULL} for the null (about {FIT_SHARE * FEWEST_FIT + FEWEST_NULL})"
             )
-    statistic = fit_statistic([item.scores for fit, _ in parts for item in fit])
-    detect = detect_sigma if detect_sigma is not None else 2.0 * statistic.sigma
+    fits = [item.scores for fit, _ in parts for item in fit]
+    unknown = mode_of(scored[0][1]) == "distribution"
+    statistic = fit_distribution(fits) if unknown else fit_statistic(fits)
+    detect = detect_sigma if detect_sigma is not None else declared_by_default(statistic, fits)
     effects = effects_with(detect / statistic.sigma)
     edges = edges_up_to(max(item.planned.end for _, null in parts for item in null))
     summary = _Summary(statistic=statistic, effects=effects, edges=edges, rng=np.random.default_rng(seed))
+    whole = [item for fit, null in parts for item in (*fit, *null)]
     return Calibration(
         model=first.model,
         weights=reference.weights_digest,
@@ -253,88 +244,34 @@ def calibrate(
             [item.measured for fit, _ in parts for item in fit],
             [(stack.name, [item.measured for item in null]) for stack, (_, null) in zip(stacks, parts, strict=True)],
         ),
+        heats=HEATS if unknown else (),
+        seeded_tokens=seeded_tokens([(item.scores, item.planned.end) for item in whole], statistic, detect, edges)
+        if isinstance(statistic, DistributionRatio)
+        else None,
     )
-
-
-def _score_stack(
-    stack: HonestTraces, first: Trace, reference: Reference, replayer: Replayer, spec: FingerprintSpec | None
-) -> tuple[str, list[_Scored]]:
-    head = stack.traces[0]
-    seen: set[str] = set()
-    for trace in stack.traces:
-        if trace.id in seen:
-            raise CalibrationError(f"calibration: {stack.name}: id: {trace.id!r} names more than one sequence")
-        seen.add(trace.id)
-        where = f"calibration: {stack.name}: sequence {trace.id!r}"
-        if distribution_of(trace.sampling) != distribution_of(first.sampling):
-            raise CalibrationError(f"{where}: sampling: differs from {first.id!r}; one calibration, one setting")
-        if trace.engine.identity() != head.engine.identity():
-            raise CalibrationError(f"{where}: engine: differs within the file; one file, one engine")
-        if trace.model != first.model:
-            raise CalibrationError(f"{where}: model: got {trace.model!r}, expected {first.model!r}")
-    try:
-        inference = infer(head.engine, head.sampling, reference.vocab_size)
-    except UnsupportedError as error:
-        raise CalibrationError(f"calibration: {stack.name}: {error}") from error
-    planned, _ = plan(stack.traces, None, head.engine, reference.eos_ids, reference.decode)
-    found, sent = [], {trace.id: trace for trace in stack.traces}
-    for item, evidence in replayer.run(planned, label=f"replay {stack.name}"):
-        if evidence is None or item.trace is None:
-            raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {item.reason}")
-        claim = Hypothesis(contract=inference.contract, sampling=item.trace.sampling, seed=item.trace.sampling.seed)
-        try:
-            scores = score(item.trace, evidence, claim, eos_ids=reference.eos_ids)
-        except UnsupportedError as error:
-            raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {error}") from error
-        measured = measure_honest(sent[item.id], evidence, spec, f"calibration: {stack.name}: sequence {item.id!r}")
-        found.append(_Scored(planned=item, scores=scores, measured=measured))
-    return inference.contract.id, found
-
-
-def _split(items: Sequence[_Scored]) -> tuple[list[_Scored], list[_Scored]]:
-    """Fit and null parts, by prompt: sequences of one prompt fall into the same part in every stack."""
-    fit = [item for item in items if int(prompt_digest(item.trace), 16) % FIT_SHARE == 0]
-    if len(fit) < FEWEST_FIT:  # few sequences: take the first by digest, still decided before any score is seen
-        fit = sorted(items, key=lambda item: prompt_digest(item.trace))[:FEWEST_FIT]
-    return fit, [item for item in items if not any(item is other for other in fit)]
-
-
-def fit_statistic(fits: Sequence[Scores]) -> LikelihoodRatio:
-    """Honest sigma and epsilon by maximum likelihood over the fit part."""
-    wins = [win_matrix(scores, SIGMA_GRID) for scores in fits]
-    best: tuple[float, float, float] | None = None
-    for epsilon in EPSILON_GRID:
-        totals = np.array([mix(matrix, scores, epsilon).sum(axis=0) for matrix, scores in zip(wins, fits, strict=True)])
-        top = float(totals.sum(axis=0).max())
-        if best is None or top > best[0]:
-            best = (top, epsilon, fit_sigma(totals, SIGMA_GRID))
-    assert best is not None  # noqa: S101  (the grid is not empty)
-    return LikelihoodRatio(sigma=best[2], epsilon=best[1])
-
-
-def effects_with(declared: float) -> tuple[float, ...]:
-    """`EFFECTS` with the declared size among them."""
-    return tuple(sorted([effect for effect in EFFECTS if abs(effect - declared) > 1e-6 * declared] + [declared]))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Summary:
     """What is kept of a scored sequence."""
 
-    statistic: LikelihoodRatio
+    statistic: Statistic
     effects: tuple[float, ...]
     edges: tuple[int, ...]
     rng: np.random.Generator
 
-    def of(self, item: _Scored) -> HonestSequence:
+    def of(self, item: HonestScored) -> HonestSequence:
         reached = [edge for edge in self.edges if edge <= item.planned.end]
         sizes = [effect * self.statistic.sigma for effect in self.effects]
-        found = effect_scores(self.statistic, item.scores, reached, sizes, self.rng)
+        if isinstance(self.statistic, DistributionRatio):
+            found = distribution_effects(self.statistic, item.scores, reached, sizes, HEATS, self.rng)
+        else:
+            found = effect_scores(self.statistic, item.scores, reached, sizes, self.rng)
         return HonestSequence(
             id=item.planned.id,
             prompt=prompt_digest(item.trace),
             tokens=item.planned.end,
-            exact_match=float(item.scores.match_T.mean()),
+            exact_match=float(item.scores.match_T[item.scores.usable_T].mean()),
             surprise=tuple(surprises(item.scores, reached).tolist()),
             scores=tuple(found.honest.tolist()),
             simulated=tuple(tuple(row) for row in found.simulated.tolist()),

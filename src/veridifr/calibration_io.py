@@ -1,6 +1,7 @@
 """Calibrations on disk: strict JSON. Unknown keys are refused, because a null that is half understood is no null.
 
-Format 2 is written, with the key `fingerprints` only where honest ones were calibrated. Format 1 is read too. That one
+Format 2 is written, with the key `fingerprints` only where honest ones were calibrated, and with `mode`, `heats` and
+`seeded_tokens` only where the sampler was taken as unknown. Format 1 is read too. That one
 has no fit part, no surprise and one simulated deviation, and its statistic knew larger errors of one size per token,
 and tokens drawn anew.
 """
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from veridifr.calibration import SCHEMA, Calibration, HonestSequence, Stack
+from veridifr.contracts.registry import mode_of
+from veridifr.distribution import DistributionRatio, Statistic
 from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
 from veridifr.fingerprint_null_io import null_from_value, null_to_dict
@@ -28,6 +31,7 @@ from veridifr.traces.strict_json import parse_json
 FIRST_SCHEMA = "veridifr-calibration/1"
 
 MAX_BYTES = 256 * 2**20
+MAX_TOKENS_NEEDED = 2**40
 _SIZES: Mapping[Kind, tuple[float, float]] = {
     "noise": (1e-3, 1e6),
     "temperature": (-0.99, 10.0),
@@ -86,6 +90,11 @@ def to_dict(calibration: Calibration) -> dict[str, Any]:
             for stack in calibration.stacks
         ],
         **({} if fingerprints is None else {"fingerprints": null_to_dict(fingerprints)}),
+        **(
+            {"mode": calibration.mode, "heats": list(calibration.heats), "seeded_tokens": calibration.seeded_tokens}
+            if calibration.mode == "distribution"
+            else {}
+        ),
     }
 
 
@@ -128,11 +137,18 @@ def from_dict(value: object) -> Calibration:
     if list(edges) != sorted(set(edges)) or not edges or edges[0] < 1:
         raise CalibrationError("edges: expected ascending lengths of at least 1")
     statistic = (_first_statistic if first else _statistic)(top.take("statistic"))
+    unknown = isinstance(statistic, DistributionRatio)
+    heats = tuple(top.numbers("heats", -0.99, 10.0)) if unknown else ()
+    tokens = top.optional("seeded_tokens") if unknown else None
+    if unknown and top.text("mode") != "distribution":
+        raise CalibrationError(f"mode: got {top.text('mode')[:60]!r}, expected 'distribution' for this statistic")
+    if tokens is not None and (type(tokens) is not int or not 0 < tokens <= MAX_TOKENS_NEEDED):
+        raise CalibrationError(f"seeded_tokens: got {tokens!r:.40}, expected a whole number above 0")
     detect = top.number("detect_sigma", 1e-9, 1e6)
     effects = (detect / statistic.sigma,) if first else tuple(top.numbers("effects", 1e-9, 1e9))
     if list(effects) != sorted(set(effects)) or not effects:
         raise CalibrationError("effects: expected ascending multiples of the honest sigma")
-    read = _Sequences(edges=edges, effects=len(effects), first=first)
+    read = _Sequences(edges=edges, effects=len(effects) + len(heats), first=first)
     found = Calibration(
         veridifr=top.text("veridifr"),
         created=top.text("created"),
@@ -144,6 +160,8 @@ def from_dict(value: object) -> Calibration:
         detect_sigma=detect,
         effects=effects,
         edges=edges,
+        heats=heats,
+        seeded_tokens=tokens,
         stacks=tuple(_stack(i, entry, read) for i, entry in enumerate(top.sequence("stacks"))),
     )
     fingerprints = None if first else top.optional("fingerprints")
@@ -152,15 +170,22 @@ def from_dict(value: object) -> Calibration:
     top.finish()
     if not found.stacks:
         raise CalibrationError("stacks: got none")
+    if {mode_of(contract) == "distribution" for contract in found.contracts} != {unknown}:
+        raise CalibrationError("stacks: contract: unknown goes with the statistic distribution_ratio, no other does")
     _ = found.detect_place  # one of the effects must be the declared one
     return found
 
 
-def _statistic(value: object) -> LikelihoodRatio:
+def _statistic(value: object) -> Statistic:
     fields = Fields("statistic", value)
-    if fields.text("name") != "likelihood_ratio":
-        raise CalibrationError(f"statistic.name: got {fields.text('name')[:60]!r}, expected 'likelihood_ratio'")
-    found = LikelihoodRatio(
+    name = fields.text("name")
+    kinds: dict[str, type[LikelihoodRatio] | type[DistributionRatio]] = {
+        "likelihood_ratio": LikelihoodRatio,
+        "distribution_ratio": DistributionRatio,
+    }
+    if name not in kinds:
+        raise CalibrationError(f"statistic.name: got {name[:60]!r}, expected one of {', '.join(kinds)}")
+    found = kinds[name](
         sigma=fields.number("sigma", 1e-9, 1e6),
         epsilon=fields.number("epsilon", 1e-12, 0.5),
         spread=fields.number("spread", 0.0, 3.0),
@@ -183,7 +208,7 @@ def _alternative(index: int, value: object) -> Alternative:
     return found
 
 
-def _first_statistic(value: object) -> LikelihoodRatio:
+def _first_statistic(value: object) -> Statistic:
     """The statistic of format 1: multiples of sigma and a share of tokens drawn anew, of equal weight."""
     fields = Fields("statistic", value)
     if fields.text("name") != "noise_mixture":
@@ -198,7 +223,7 @@ def _first_statistic(value: object) -> LikelihoodRatio:
     return _with_noise(found, "multiples")
 
 
-def _with_noise(statistic: LikelihoodRatio, name: str) -> LikelihoodRatio:
+def _with_noise(statistic: Statistic, name: str) -> Statistic:
     """Every sampler has larger errors as an alternative, so with none of them some audits would have no score."""
     if not any(entry.kind == "noise" for entry in statistic.alternatives):
         raise CalibrationError(f"statistic.{name}: got none of larger noise")

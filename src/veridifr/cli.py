@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from veridifr import __version__, cli_collect, cli_plan, cli_seeds
+from veridifr import __version__, cli_collect, cli_compare, cli_identify, cli_plan, cli_seeds, cli_serve
 from veridifr.arguments import parser
 from veridifr.errors import InputError, MissingExtraError, UnsupportedError
 from veridifr.finding import Finding, Verdict
+from veridifr.paths import check_writable, stem
 
 if TYPE_CHECKING:
     from veridifr.fingerprints.spec import FingerprintSpec
@@ -65,7 +66,7 @@ def _audit(given: argparse.Namespace) -> int:
     from veridifr.replay import Replayer
     from veridifr.traces import digest_file, engine_from_dict, read_batches, read_requests
 
-    _writable(given.json, given.report, given.resume)
+    check_writable(given.json, given.report, given.resume)
     batches = read_batches(given.traces)
     traces = [trace for batch in batches for trace in batch]
     requests = read_requests(given.requests) if given.requests else None
@@ -91,6 +92,7 @@ def _audit(given: argparse.Namespace) -> int:
         if given.sequential
         else False,
         fingerprints=given.fingerprints,
+        sampler=given.sampler,
     )
     _publish(given, [finding], "Inference audit")
     return STATUS[finding.verdict]
@@ -99,7 +101,7 @@ def _audit(given: argparse.Namespace) -> int:
 def _demo(given: argparse.Namespace) -> int:
     from veridifr import demo
 
-    _writable(given.json, given.report)
+    check_writable(given.json, given.report)
     findings, fine = [], True
     for audited in demo.run(threads=given.threads, quiet=given.quiet):
         finding = audited.finding
@@ -114,14 +116,15 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _calibrate(given: argparse.Namespace) -> int:
-    from veridifr.calibration import HonestTraces, calibrate
+    from veridifr.calibration import calibrate
     from veridifr.calibration_io import write_calibration
+    from veridifr.honest_traces import HonestTraces
     from veridifr.replay import Replayer
     from veridifr.traces import digest_file, read_trace_files
 
-    _writable(given.out, given.resume)
+    check_writable(given.out, given.resume)
     stacks = [
-        HonestTraces(name=_stem(path), traces=read_trace_files([path]), digest=digest_file(path))
+        HonestTraces(name=stem(path), traces=read_trace_files([path]), digest=digest_file(path))
         for path in given.traces
     ]
     reference = _reference(given)
@@ -131,6 +134,7 @@ def _calibrate(given: argparse.Namespace) -> int:
         detect_sigma=given.detect,
         replayer=Replayer(reference, spool=given.resume, quiet=given.quiet),
         fingerprints=_specification(given),
+        sampler=given.sampler,
     )
     write_calibration(given.out, calibration)
     if not given.quiet:
@@ -148,7 +152,7 @@ def _replay(given: argparse.Namespace) -> int:
     from veridifr.requests import Planned
     from veridifr.traces import read_trace_files
 
-    _writable(given.out)
+    check_writable(given.out)
     traces = read_trace_files(given.traces)
     reference = _reference(given)
     planned = [
@@ -207,7 +211,7 @@ def _noise(given: argparse.Namespace) -> int:
 def _report(given: argparse.Namespace) -> int:
     from veridifr import report
 
-    _writable(given.html)
+    check_writable(given.html)
     findings = [report.read_json(path) for path in given.findings]
     _publish(argparse.Namespace(json=None, report=given.html, quiet=False), findings, given.title)
     return OK
@@ -216,7 +220,7 @@ def _report(given: argparse.Namespace) -> int:
 def _import(given: argparse.Namespace) -> int:
     from veridifr.traces import import_file, write_traces
 
-    _writable(given.out)
+    check_writable(given.out)
     traces = import_file(
         given.kind,
         given.file,
@@ -232,7 +236,16 @@ def _import(given: argparse.Namespace) -> int:
 def _reference(given: argparse.Namespace) -> Any:
     from veridifr.references import ReferenceSettings, load
 
-    settings = ReferenceSettings(dtype=given.dtype, device=given.device, threads=given.threads, revision=given.revision)
+    settings = ReferenceSettings(
+        dtype=given.dtype,
+        device=given.device,
+        threads=given.threads,
+        revision=given.revision,
+        model_files=given.model_files,
+        served_model=given.served_model,
+        top_logprobs=given.top_logprobs,
+        key_file=given.reference_key_file,
+    )
     return load(given.reference, settings)
 
 
@@ -254,27 +267,12 @@ def _publish(given: argparse.Namespace, findings: Sequence[Finding], title: str,
             report.write_json(given.json, findings[0])
         else:
             for finding in findings:
-                name = _stem(Path(finding.provenance.traces[0][0]))
+                name = stem(Path(finding.provenance.traces[0][0]))
                 report.write_json(given.json.with_name(f"{given.json.stem}.{name}.json"), finding)
     if given.report is not None:
         report.write_html(given.report, findings, title=title)
     if text and not given.quiet:
         print("\n".join(report.to_text(finding) for finding in findings))
-
-
-def _stem(path: Path) -> str:
-    """A file's name without the suffixes of trace files."""
-    name = path.name
-    for suffix in (".gz", ".jsonl", ".parquet"):
-        name = name.removesuffix(suffix)
-    return name
-
-
-def _writable(*paths: Path | None) -> None:
-    """Refuse, before the long work, an output whose folder is not there."""
-    for path in paths:
-        if path is not None and (not path.parent.is_dir() or path.is_dir()):
-            raise InputError(f"{path}: cannot be written: no such folder, or a folder itself")
 
 
 def _json_argument(name: str, text: str) -> Any:
@@ -296,13 +294,16 @@ _RESUMED = {"collect": "the same command goes on from here"}
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
     "audit": _audit,
+    "compare": lambda given: cli_compare.run(given, _reference),
     "collect": cli_collect.run,
     "plan": cli_plan.run,
     "calibrate": _calibrate,
     "replay": _replay,
+    "identify": cli_identify.run,
     "samplers": _samplers,
     "noise": _noise,
     "report": _report,
     "import": _import,
     "seeds": cli_seeds.run,
+    "serve-flags": cli_serve.run,
 }

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from veridifr.contracts.registry import infer
+from veridifr.distribution import Statistic, token_log_likelihoods
 from veridifr.errors import UnsupportedError
 from veridifr.finding import Alternative, Diagnosis, Interval
 from veridifr.hypotheses import (
@@ -30,8 +31,7 @@ from veridifr.hypotheses import (
     neighbours,
     same_for,
 )
-from veridifr.likelihood import SIGMA_GRID, fit_sigma, log_likelihoods, sigma_interval
-from veridifr.statistic import LikelihoodRatio
+from veridifr.likelihood import SIGMA_GRID, fit_sigma, sigma_interval
 
 Floats = npt.NDArray[np.float64]
 MARGIN = 10.0
@@ -69,7 +69,7 @@ class _Cause:
 
 
 def diagnose(
-    items: Sequence[ScoredSequence], statistic: LikelihoodRatio, rng: np.random.Generator, *, quiet: bool = True
+    items: Sequence[ScoredSequence], statistic: Statistic, rng: np.random.Generator, *, quiet: bool = True
 ) -> Diagnosis:
     """The cause that fits best, `forward_pass` and the sampling causes on equal terms; `unexplained` if none does.
 
@@ -131,13 +131,13 @@ def _leads(difference_S: Floats) -> bool:
     return total >= MARGIN and total >= Z_MARGIN * error
 
 
-def _claim(items: Sequence[ScoredSequence], statistic: LikelihoodRatio) -> Floats:
+def _claim(items: Sequence[ScoredSequence], statistic: Statistic) -> Floats:
     sigma = np.array([statistic.sigma])
-    return np.array([log_likelihoods(i.scores, sigma, epsilon=statistic.epsilon).sum() for i in items])
+    return np.array([token_log_likelihoods(i.scores, sigma, statistic.epsilon).sum() for i in items])
 
 
 def _causes(
-    fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: LikelihoodRatio, quiet: bool
+    fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: Statistic, quiet: bool
 ) -> list[_Cause]:
     """The best candidate of each code (each contract on its own) that is not hopeless on `fit`, evaluated on `held`."""
     ranked = _shortlist(fit[:_FEW], statistic, quiet)
@@ -150,7 +150,7 @@ def _causes(
     return causes
 
 
-def _shortlist(items: Sequence[ScoredSequence], statistic: LikelihoodRatio, quiet: bool) -> list[Candidate]:
+def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: bool) -> list[Candidate]:
     """The best candidate of each code (each contract on its own) on `items`, the likeliest first."""
     first: list[tuple[float, Candidate]] = []
     tried = list(candidates(items[0].claim))
@@ -174,7 +174,7 @@ def _shortlist(items: Sequence[ScoredSequence], statistic: LikelihoodRatio, quie
     return [candidate for _, candidate in sorted(best.values(), key=lambda found: -found[0])]
 
 
-def _refine(items: Sequence[ScoredSequence], start: Candidate, statistic: LikelihoodRatio) -> Candidate:
+def _refine(items: Sequence[ScoredSequence], start: Candidate, statistic: Statistic) -> Candidate:
     """Two rounds of a finer grid about the best value of a numeric cause, each a fourth as wide as the one before."""
     if start.code not in NUMERIC or start.value == 0.0:
         return start
@@ -193,18 +193,18 @@ def _refine(items: Sequence[ScoredSequence], start: Candidate, statistic: Likeli
     return best
 
 
-def _forward_pass(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: LikelihoodRatio) -> _Cause:
+def _forward_pass(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: Statistic) -> _Cause:
     sigma = fit_sigma(_grid(fit, statistic), SIGMA_GRID)
-    held_out = np.array([log_likelihoods(i.scores, np.array([sigma]), epsilon=statistic.epsilon).sum() for i in held])
+    held_out = np.array([token_log_likelihoods(i.scores, np.array([sigma]), statistic.epsilon).sum() for i in held])
     candidate = Candidate(code="forward_pass", parameter="sigma", label="sigma", value=sigma, hypothesis=None)
     return _Cause(candidate=candidate, estimate=sigma, held_out_S=held_out)
 
 
-def _grid(items: Sequence[ScoredSequence], statistic: LikelihoodRatio) -> Floats:
-    return np.array([log_likelihoods(i.scores, SIGMA_GRID, epsilon=statistic.epsilon).sum(axis=0) for i in items])
+def _grid(items: Sequence[ScoredSequence], statistic: Statistic) -> Floats:
+    return np.array([token_log_likelihoods(i.scores, SIGMA_GRID, statistic.epsilon).sum(axis=0) for i in items])
 
 
-def _per_sequence(items: Sequence[ScoredSequence], candidate: Candidate, statistic: LikelihoodRatio) -> Floats | None:
+def _per_sequence(items: Sequence[ScoredSequence], candidate: Candidate, statistic: Statistic) -> Floats | None:
     values = []
     for item in items:
         own = same_for(candidate, item.claim)
@@ -218,7 +218,7 @@ def _per_sequence(items: Sequence[ScoredSequence], candidate: Candidate, statist
 def _diagnosis(
     best: _Cause,
     items: Sequence[ScoredSequence],
-    statistic: LikelihoodRatio,
+    statistic: Statistic,
     rng: np.random.Generator,
     tried: tuple[Alternative, ...],
 ) -> Diagnosis:
@@ -244,7 +244,7 @@ def _diagnosis(
 
 
 def _estimate(
-    items: Sequence[ScoredSequence], start: Candidate, statistic: LikelihoodRatio, rng: np.random.Generator
+    items: Sequence[ScoredSequence], start: Candidate, statistic: Statistic, rng: np.random.Generator
 ) -> tuple[float | None, Interval | None]:
     """Maximum-likelihood value and 95 % bootstrap interval over sequences, on a fine grid about the value that the
     first half gave; on one four times as wide where the interval reaches the end of that."""
@@ -289,7 +289,7 @@ def _named(cause: _Cause) -> str:
     return f"{candidate.code} {candidate.label}"
 
 
-def _sentence(cause: _Cause, item: ScoredSequence, statistic: LikelihoodRatio) -> str:
+def _sentence(cause: _Cause, item: ScoredSequence, statistic: Statistic) -> str:
     candidate, claim = cause.candidate, item.claim
     if candidate.code == "forward_pass":
         times = (cause.estimate or 0.0) / statistic.sigma

@@ -8,6 +8,7 @@ VeridifrError
 │   ├── FingerprintError  a fingerprint, its specification or its commitment
 │   └── ReferenceError    the reference model cannot be loaded or does not fit the traces
 ├── UnsupportedError      a contract or a setting that cannot be honoured: names the setting
+│   └── UndecidedSamplerError  an engine record that does not tell which noise was drawn
 └── MissingExtraError     an optional dependency is not installed
 
 Divergence is never an exception: it is a `Finding`.
@@ -54,6 +55,10 @@ class UnsupportedError(VeridifrError):
         super().__init__(f"{setting}: {reason}")
         self.setting = setting
         self.reason = reason
+
+
+class UndecidedSamplerError(UnsupportedError):
+    """An engine record that does not tell which noise was drawn: the tokens may still tell it."""
 
 
 class MissingExtraError(VeridifrError):

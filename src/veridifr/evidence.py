@@ -28,17 +28,32 @@ MAX_CANDIDATES = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Race:
+    """A reference that drew the noise itself: under this contract, seed and temperature, without filters, no unlisted
+    token comes within one logit of the best perturbed score (`scores.NEAR`), but for the tokens in `open_O`."""
+
+    contract: str
+    seed: int
+    temperature: float
+    open_O: npt.NDArray[np.int64]
+    """Output steps for which that is not known, ascending."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evidence:
     """Reference logits for the T output tokens of one trace, N candidates in all.
 
     Axes: token t owns candidates `offsets_T1[t]:offsets_T1[t+1]`, in ascending order of id, the claimed id among them.
     Logits are the model's own, before any sampling setting, in float32; `lse_T` is the log-sum-exp of the whole row at
-    temperature 1; `rank_T` counts tokens with a larger logit than the claimed one (0 = best). `floor_T`: no unlisted
-    token has a larger logit (after penalties and the like); a row that lists everything has floor -inf. `temperature`
-    is the one that `tail_T` refers to: the claimed one, or 1 for greedy.
+    temperature 1; `rank_T` counts tokens with a larger logit than the claimed one (0 = best; at least so many
+    where a server neither lists that far nor states it). `floor_T`: no unlisted token has a larger logit (after
+    penalties and the like); a row that lists everything has floor -inf. `temperature` is the one that `tail_T` refers
+    to: the claimed one, or 1 for greedy.
 
     `projections_AFK`: the reference's own fingerprint, projections of its hidden states [taps, entries, k] by the
     specification that the reference was asked for; None if it was asked for none.
+
+    `race`: whose winner the listing is sure to hold though its tail is long; None where the tail alone decides.
     """
 
     trace_id: str
@@ -55,6 +70,7 @@ class Evidence:
     tail_T: npt.NDArray[np.float64]
     hot_tail_T: npt.NDArray[np.float64]
     projections_AFK: npt.NDArray[np.float32] | None = None
+    race: Race | None = None
 
     @property
     def tokens(self) -> int:
@@ -98,6 +114,8 @@ class Evidence:
         own = self.projections_AFK
         if own is not None and not (own.ndim == 3 and own.shape[1] <= tokens and np.isfinite(own).all()):
             raise self._error("projections", "expected finite values [taps, entries, k]")
+        if self.race is not None and not ((self.race.open_O >= 0) & (self.race.open_O < tokens)).all():
+            raise self._error("race", "an open token is outside the output")
         if count:
             self._check_values(steps)
         return self

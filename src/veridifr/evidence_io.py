@@ -6,7 +6,8 @@ record describes the reference and has no arrays. An incomplete last record is w
 ignore it, writers cut it off. Nothing is unpickled; every length is checked before anything is read.
 
 Format 2 is written where the reference also projects its hidden states: a record may then have the key `projections`,
-three sizes (taps, entries, k), and that many float32 values after the other arrays.
+three sizes (taps, entries, k), and that many float32 values after the other arrays. In both formats a record may have
+the key `race`: contract, seed, temperature and the list of open tokens (`evidence.Race`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from veridifr.errors import EvidenceError
-from veridifr.evidence import MAX_CANDIDATES, Evidence
+from veridifr.evidence import MAX_CANDIDATES, Evidence, Race
 from veridifr.trace import MAX_TOKEN_ID, MAX_TOKENS
 
 MAGIC = b"veridifr-evidence 1\n"
@@ -102,6 +103,8 @@ class EvidenceWriter:
         if own_AFK is not None:
             header["projections"] = list(own_AFK.shape)
             body += np.ascontiguousarray(own_AFK, dtype="<f4").tobytes()
+        if (race := evidence.race) is not None:  # a reader that does not know it only sees the long tail
+            header["race"] = [race.contract, race.seed, race.temperature, race.open_O.tolist()]
         self._file.write(_record(header, body))
         self._file.flush()
 
@@ -186,6 +189,7 @@ def _unpack(entry: Mapping[str, Any], body: memoryview) -> Evidence:
     sizes = entry.get("projections")
     if sizes is not None:
         fields["projections_AFK"] = np.frombuffer(body[start:], dtype="<f4").reshape(sizes)
+    fields["race"] = _race(entry.get("race"))
     counts = fields.pop("counts").astype(np.int64)
     return Evidence(
         trace_id=str(entry["id"]),
@@ -195,6 +199,20 @@ def _unpack(entry: Mapping[str, Any], body: memoryview) -> Evidence:
         offsets_T1=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         **fields,
     )
+
+
+def _race(stated: object) -> Race | None:
+    """A record's race, checked; None if it has none."""
+    if stated is None:
+        return None
+    if not isinstance(stated, list) or len(stated) != 4:
+        raise EvidenceError(f"race: got {stated!r:.40}, expected contract, seed, temperature and open tokens")
+    contract, seed, temperature, open_tokens = stated
+    heat = isinstance(temperature, float) and 0 < temperature <= 1e4
+    steps = isinstance(open_tokens, list) and all(type(step) is int and abs(step) < 2**31 for step in open_tokens)
+    if not (isinstance(contract, str) and type(seed) is int and heat and steps):
+        raise EvidenceError(f"race: got {stated!r:.40}, expected contract, seed, temperature and open tokens")
+    return Race(contract=contract, seed=seed, temperature=temperature, open_O=np.array(open_tokens, dtype=np.int64))
 
 
 def _record(header: Mapping[str, Any], body: bytes) -> bytes:
@@ -272,7 +290,7 @@ def _parse_header(entry: Mapping[str, Any], path: Path) -> EvidenceHeader:
 
 def _comparable(header: EvidenceHeader) -> tuple[Any, ...]:
     """What must be equal for two runs to share a file: threads and library versions may differ."""
-    keys = ("dtype", "tail_mass", "list_bytes", "fingerprints")
+    keys = ("dtype", "tail_mass", "list_bytes", "fingerprints", "top_logprobs")
     return (header.weights, header.vocab_size, tuple(header.settings.get(key) for key in keys))
 
 

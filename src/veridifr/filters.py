@@ -67,7 +67,8 @@ def membership(
     padded[inside] = logits_N
     by_rank = np.argsort(-padded, axis=1, kind="stable")
     ranked = np.take_along_axis(padded, by_rank, axis=1)
-    state = _Ranked(ranked, lengths, np.full(ranked.shape, -np.inf), lengths.copy())
+    head = ranked[:, : _deciding(order, sampling, ranked)]
+    state = _Ranked(head, width, lengths, np.full(head.shape, -np.inf), lengths.copy())
     divided = "temperature" not in order
     decided = floor_R == -np.inf
     for stage in order:
@@ -82,17 +83,33 @@ def membership(
         elif stage == "top_p" and sampling.top_p is not None:
             state.cut_mass(sampling.top_p, now, tail_R)
     distance = np.empty_like(padded)
-    np.put_along_axis(distance, by_rank, state.distance, axis=1)
+    np.put_along_axis(distance, by_rank[:, : head.shape[1]], state.distance, axis=1)
+    if head.shape[1] < width:  # the others are as far out as their logits are from the last one kept
+        last = ranked[np.arange(rows), state.kept - 1][:, None]
+        np.put_along_axis(distance, by_rank[:, head.shape[1] :], last - ranked[:, head.shape[1] :], axis=1)
     # Kept sets are prefixes, so one listed candidate at or above the floor that is cut cuts all that is unlisted.
     above_floor = (ranked >= floor_R[:, None]).sum(axis=1)
     return Membership(distance_N=distance[inside], decided_R=decided | (state.kept < above_floor))
 
 
+def _deciding(order: Sequence[str], sampling: Sampling, ranked: Floats) -> int:
+    """How many of the largest logits decide which are kept: all, or, where top-k comes first, k and the next."""
+    count, width = sampling.top_k, int(ranked.shape[1])
+    first = sampling.top_p is None or order.index("top_k") < order.index("top_p")
+    if count is None or sampling.min_p is not None or not first or count + 1 >= width:
+        return width
+    ties = ranked[:, count] == ranked[:, count - 1]  # kept as well, and there may be more of them
+    more = bool((ties & (ranked[:, count] > -np.inf)).any())
+    return width if more else count + 1
+
+
 @dataclass
 class _Ranked:
-    """Rows in descending order of logit, their distances so far, and how many of each row are kept so far."""
+    """Rows in descending order of logit, their distances so far, and how many of each row are kept so far. Of `width`
+    logits in a row the first are here, all that can be kept."""
 
     logits: Floats
+    width: int
     lengths: npt.NDArray[np.int64]
     distance: Floats
     kept: npt.NDArray[np.int64]
@@ -118,7 +135,9 @@ class _Ranked:
         ranks = np.arange(self.logits.shape[1])
         kept = ranks < self.kept[:, None]
         weights = np.where(kept, np.exp((self.logits - self.logits[:, :1]) / temperature), 0.0)
-        total = weights.sum(axis=1, keepdims=True)
+        whole_rows = np.zeros((len(weights), self.width))  # sums are rounded as those of whole rows are
+        whole_rows[:, : weights.shape[1]] = weights
+        total = whole_rows.sum(axis=1, keepdims=True)
         whole = (self.kept == self.lengths)[:, None]  # nothing listed was cut, so unlisted tokens share the mass
         total = np.where(whole, total / np.maximum(1.0 - tail_R[:, None], _TINY), total)
         above = (np.cumsum(weights, axis=1) - weights) / total

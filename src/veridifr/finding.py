@@ -148,6 +148,25 @@ class FingerprintSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributionSummary:
+    """Checks of tokens whose noise is not known, and what knowing it would save.
+
+    `excess` is the mean of -log p less the entropy, in nats per token: above 0, the tokens are less likely than draws.
+    `rank_distance` is the largest distance (Kolmogorov-Smirnov) of the tokens' randomised ranks from a uniform
+    distribution. Both p-values take the reference's logits as exact, and the verdict does not rest on them.
+    """
+
+    excess: float
+    excess_p_value: float
+    rank_distance: float
+    rank_p_value: float
+    tokens_needed: int | None
+    """Tokens in all that finding the declared deviation takes here, with sequences of this length."""
+    seeded_tokens: int | None
+    """Tokens that the seeded test would take for it; None where that is not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SequenceResult:
     """One sequence of the audit. `reason` says why it is unsupported, None if it was scored."""
 
@@ -225,6 +244,10 @@ class Finding:
     honest_exact_match: float | None = None
     fingerprints: FingerprintSummary | None = field(default=None, metadata=LATER)
     """None where tokens alone were tested."""
+    mode: str | None = field(default=None, metadata=LATER)
+    """What the verdict rests on: seeded, greedy or distribution; None where no contract could be named."""
+    distribution: DistributionSummary | None = field(default=None, metadata=LATER)
+    """None unless the mode is distribution."""
 
     @property
     def coverage(self) -> float | None:

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.contracts.registry import CONTRACTS
+from veridifr.contracts.unknown import UNKNOWN
+from veridifr.distribution import Statistic, token_log_likelihoods
 from veridifr.errors import UnsupportedError
 from veridifr.evidence import Evidence
-from veridifr.likelihood import log_likelihoods, mix
+from veridifr.likelihood import mix
 from veridifr.scores import Hypothesis, Scores
 from veridifr.scoring import sampling_probability, score
-from veridifr.statistic import LikelihoodRatio
 from veridifr.trace import Trace
 
 Floats = npt.NDArray[np.float64]
@@ -29,6 +30,8 @@ TEMPERATURES = (
 )
 # fmt: on
 """Multiples of the claimed temperature that are tried before refining; 0 is greedy decoding."""
+GREEDY_TEMPERATURES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4)
+"""Temperatures that are tried where 0 is claimed."""
 TOP_P = (0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, None)
 TOP_K = (2, 5, 10, 20, 30, 40, 50, 64, 80, 100, None)
 """A top-k of 1 is greedy decoding, which is a temperature of 0 here: one cause must not compete with itself."""
@@ -67,8 +70,11 @@ def candidates(claim: Hypothesis) -> Iterator[Candidate]:
     """The hypotheses of the first round for the claim of one sequence; `neighbours` and `between` refine them."""
     sampling, own = claim.sampling, claim.contract.id
     yield Candidate(code="forward_pass", parameter="sigma", label="sigma", value=None, hypothesis=None)
-    if sampling.greedy:
+    if sampling.greedy:  # with a temperature there would be noise, and nobody said which
+        for temperature in GREEDY_TEMPERATURES:
+            yield at_temperature(claim, temperature)
         return
+    known = claim.contract.family != "distribution"  # else there is neither a seed nor a contract to be another one
     for multiple in TEMPERATURES:
         if sampling.temperature * multiple <= MAX_TEMPERATURE:
             yield at_temperature(claim, sampling.temperature * multiple)
@@ -78,10 +84,10 @@ def candidates(claim: Hypothesis) -> Iterator[Candidate]:
     for top_k in TOP_K:
         if top_k != sampling.top_k:
             yield at_value(claim, "top_k", top_k)
-    for words in SEEDS:
+    for words in SEEDS if known else ():
         if words == "none" or _seed_of(words, claim.seed) not in (None, claim.seed):
             yield _at_seed(claim, words)
-    for name in CONTRACTS:
+    for name in CONTRACTS if known else ():
         if name not in (own, "greedy"):
             yield _at_contract(claim, name)
 
@@ -119,6 +125,8 @@ def at_value(claim: Hypothesis, code: str, value: float | None) -> Candidate:
         changed = replace(claim.sampling, temperature=value)
         if changed.greedy:
             claim = replace(claim, contract=CONTRACTS["greedy"])
+        elif claim.sampling.greedy:
+            claim = replace(claim, contract=UNKNOWN)
     elif code == "top_p":
         changed = replace(claim.sampling, top_p=value)
     else:
@@ -171,7 +179,7 @@ def _seed_of(words: str, seed: int | None) -> int | None:
     return int(words)
 
 
-def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: LikelihoodRatio) -> Floats | None:
+def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: Statistic) -> Floats | None:
     """log q of each token of one sequence under a candidate at the honest sigma: float64[T], nats; None if it cannot
     be computed for this record (a contract that needs what the record does not hold)."""
     if candidate.hypothesis is None:
@@ -185,10 +193,10 @@ def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: 
         scores = score(trace, item.evidence, candidate.hypothesis)
     except UnsupportedError:
         return None
-    return log_likelihoods(_all_usable(scores), np.array([statistic.sigma]), epsilon=statistic.epsilon)[:, 0]
+    return token_log_likelihoods(_all_usable(scores), np.array([statistic.sigma]), statistic.epsilon)[:, 0]
 
 
-def unseeded(item: ScoredSequence, statistic: LikelihoodRatio) -> Floats:
+def unseeded(item: ScoredSequence, statistic: Statistic) -> Floats:
     """log-probability of each token had it been drawn with noise that nobody knows: the sampling distribution itself.
 
     A token outside the kept set has the share epsilon of the reference's distribution, as everywhere.

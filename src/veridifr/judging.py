@@ -10,11 +10,12 @@ import numpy.typing as npt
 
 from veridifr import stats
 from veridifr.calibration import Calibration, scores_at
+from veridifr.contracts.registry import Mode
 from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
 from veridifr.finding import FingerprintSummary, StackResult, TestSummary, Verdict
 from veridifr.requests import Planned
-from veridifr.scored import ScoredItem, reaching, tokens_owed, tokens_scored
+from veridifr.scored import ScoredItem, reaching, tokens_by_status, tokens_owed, tokens_scored
 from veridifr.statistic import edge_of
 from veridifr.stats.power import power
 from veridifr.strata import matched
@@ -25,9 +26,17 @@ POWER = 0.9
 COVERAGE = 0.95
 """Share of the tokens asked for that must be scored for `consistent`."""
 FEWEST_PERMUTATIONS = 10_000
-STATISTIC = "score of a sequence (log-likelihood ratio, cut at 40), nats"
+STATISTICS: Mapping[Mode, str] = {
+    "seeded": "score of a sequence (log-likelihood ratio, cut at 40), nats",
+    "greedy": "score of a sequence (log-likelihood ratio, cut at 40), nats",
+    "distribution": "score of a sequence (log-likelihood ratio of draws with unknown noise, cut at 40), nats",
+}
 _LIMIT = 10_000
 """Longest audit, in sequences, that is ever suggested."""
+_LIST_MORE = (
+    "Most of the others are bounds, since an unlisted token might have won: let the reference list more "
+    "(--top-logprobs), or ask for a top-k or top-p that keeps fewer."
+)
 _ASK_AGAIN = "Ask for a setting or an engine record that can be replayed; `veridifr samplers` lists them."
 
 
@@ -66,7 +75,10 @@ def judge(
     summary = _test(values, places, calibration, alpha, rng)
     p_value = max(stack.p_value for stack in summary.stacks)
     scores = {item.planned.id: float(value) for (item, _), value in zip(usable, values, strict=True)}
-    verdict, why, following = _conclude(summary, p_value, covered_share(planned, items), alpha)
+    covered = covered_share(planned, items)
+    verdict, why, following = _conclude(summary, p_value, covered, alpha)
+    if verdict is Verdict.UNDECIDED and covered < COVERAGE and _mostly_bounds(planned, items):
+        following = _LIST_MORE
     return Judgement(verdict=verdict, why=why, next_step=following, p_value=p_value, test=summary, scores=scores)
 
 
@@ -74,6 +86,12 @@ def covered_share(planned: Sequence[Planned], items: Sequence[ScoredItem]) -> fl
     """Share of the tokens asked for that were scored; 0 if none was asked for."""
     owed = tokens_owed(planned)
     return tokens_scored(items) / owed if owed else 0.0
+
+
+def _mostly_bounds(planned: Sequence[Planned], items: Sequence[ScoredItem]) -> bool:
+    """Whether most of the tokens that were asked for and are not scored were replayed, but left open."""
+    counts = tokens_by_status(planned, items)
+    return counts["bound"] > counts["missing"]
 
 
 def honest_scores(items: Sequence[ScoredItem], calibration: Calibration) -> dict[str, tuple[float, ...]]:
@@ -103,7 +121,7 @@ def _test(
     chance, further = _power(places_N, calibration, alpha, rng)
     return TestSummary(
         name="two-sample permutation test over sequences, largest p over the honest stacks",
-        statistic=STATISTIC,
+        statistic=STATISTICS[calibration.mode],
         permutations=_permutations(alpha),
         stacks=results,
         detect_sigma=calibration.detect_sigma,

@@ -109,7 +109,8 @@ def plan(calibration: Calibration, deviation: str, aim: Aim | None = None) -> Pl
     """
     aim = aim or Aim()
     multiple, source = size_of(deviation, calibration.statistic.sigma)
-    effect = _stored(multiple, calibration)
+    heat = _heat(deviation, calibration)
+    effect = _stored(multiple, calibration) if heat is None else len(calibration.effects) + heat
     places = _places(calibration, aim)
     options = [Option(tokens=calibration.edges[p], fixed=_fixed(calibration, p, effect, aim)) for p in places]
     enough = [(option, place) for option, place in zip(options, places, strict=True) if option.fixed is not None]
@@ -124,13 +125,24 @@ def plan(calibration: Calibration, deviation: str, aim: Aim | None = None) -> Pl
         aim=aim,
         sigma=multiple * calibration.statistic.sigma,
         multiple=multiple,
-        planned_multiple=calibration.effects[effect],
-        source=source,
+        planned_multiple=calibration.effects[effect] if heat is None else multiple,
+        source=source if heat is None else None,
         options=tuple(options),
         best=best,
         touched=touched,
         warnings=tuple(_warnings(calibration, aim, multiple, effect, best, places)),
     )
+
+
+def _heat(deviation: str, calibration: Calibration) -> int | None:
+    """Which of `Calibration.heats` a change of the temperature is planned with: the largest that is no larger, so that
+    it is no guess from logit noise; None for other deviations, and where the calibration has none."""
+    name, _, number = deviation.partition("=")
+    if name != "temperature" or not calibration.heats:
+        return None
+    change = float(number) - 1.0  # a name that `size_of` knows
+    smaller = [k for k, heat in enumerate(calibration.heats) if 0.0 < heat / change <= 1.0 + 1e-9]
+    return max(smaller, key=lambda k: abs(calibration.heats[k]), default=None)
 
 
 def _stored(multiple: float, calibration: Calibration) -> int:
@@ -228,7 +240,8 @@ class _Trial:
     @property
     def give_up(self) -> bool:
         """A floor is for the declared deviation: smaller ones and those on a part of the requests take longer."""
-        return self.aim.share == 1.0 and self.effect >= self.calibration.detect_place
+        detect, noise = self.calibration.detect_place, len(self.calibration.effects)
+        return self.aim.share == 1.0 and detect <= self.effect < noise
 
     def power(self, ordered: int) -> float:
         """The chance of a rejection."""
@@ -262,7 +275,7 @@ def _warnings(
     calibration: Calibration, aim: Aim, multiple: float, effect: int, best: Option | None, places: Sequence[int]
 ) -> list[str]:
     found = []
-    stored = calibration.effects[effect]
+    stored = calibration.effects[effect] if effect < len(calibration.effects) else multiple
     if stored < 0.99 * multiple:
         found.append(f"Planned with the next smaller stored size, {stored:.3g} times the honest noise.")
     fewest = min(len(scores_at(stack.sequences, p)) for stack in calibration.stacks for p in places)
@@ -286,7 +299,7 @@ def _warnings(
         found.append("Smaller than what `consistent` rules out: for a verdict on it calibrate with --detect sigma=X.")
     if best.sequential is None:
         found.append(_no_sequential(calibration, aim, best))
-    elif aim.share < 1.0 or effect < calibration.detect_place:
+    elif aim.share < 1.0 or not calibration.detect_place <= effect < len(calibration.effects):
         found.append("The sequential audit must not give up for it: audit with --sequential --never-give-up.")
     return found
 

@@ -30,6 +30,11 @@ WINNER_WINDOW = 8.0
 
 NEAR = 1.0
 """Unlikely candidates count as contenders only within this many logits of the best score."""
+ALL_BOUNDS = (
+    "every token is a bound, since an unlisted one might have won; let the reference list more (--top-logprobs), or "
+    "ask for a top-k or top-p that keeps fewer"
+)
+"""Why a sequence that was replayed holds no score."""
 
 
 class Status(IntEnum):
@@ -63,6 +68,31 @@ class Contenders:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Choices:
+    """What T tokens were drawn from if nobody knows the noise: M candidates, those of a token together and in
+    descending order of logit, so that every kept set is a prefix of them.
+
+    `logits_M` are processed logits less the largest of the token's, before temperature (minus infinity: forbidden);
+    `edges_M` signed distances to the edge of the filters (minus infinity without one); `raw_M` log-probabilities at the
+    claimed temperature, before all settings; `claimed_T` says which candidate was claimed. `sampling` are the settings
+    that all this holds for, and `temperature` what the engine divides by."""
+
+    sampling: Sampling
+    temperature: float
+    starts_T: npt.NDArray[np.int64]
+    claimed_T: npt.NDArray[np.int64]
+    logits_M: npt.NDArray[np.float32]
+    edges_M: npt.NDArray[np.float32]
+    raw_M: npt.NDArray[np.float32]
+
+    @property
+    def rows_M(self) -> npt.NDArray[np.int64]:
+        """The token that each candidate belongs to."""
+        counts_T = np.diff(self.starts_T, append=len(self.logits_M))
+        return np.repeat(np.arange(len(counts_T), dtype=np.int64), counts_T)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
     """Scores of the T output tokens of one trace.
 
@@ -82,6 +112,9 @@ class Scores:
     """How many noise values were computed."""
     inverse_cdf: bool = False
     """Whether `contenders` holds intervals (`scores_M`, `edges_M` = distances of u to both ends) instead."""
+    choices: Choices | None = None
+    """Where the noise is not known; `contenders` is then empty, the gap is how far inside the filters the claimed token
+    lies, and `match_T` whether it is the likeliest."""
 
     @property
     def margin_T(self) -> Floats:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from veridifr.contracts.base import Stream
 from veridifr.errors import UnsupportedError
-from veridifr.evidence import TAIL_MASS, Evidence
+from veridifr.evidence import TAIL_MASS, Evidence, Race
 from veridifr.filters import EDGE_WINDOW
 from veridifr.scores import GAP_CAP, NEAR, WINNER_WINDOW, Contenders, Floats, Hypothesis, Scores, Status
 from veridifr.scoring_table import Indices, Logits, Table, above, largest_by_row, table_of
@@ -26,9 +26,9 @@ from veridifr.trace import Trace
 
 _LIKELY = 6.0
 """Candidates with more than exp(-6) of the probability get their noise in the first pass."""
-_BLOCK = 65_536
-"""Candidates up to which a block is not worth splitting: a block costs a fraction of a millisecond in calls alone."""
 _THREADS = min(4, os.cpu_count() or 1)
+_BLOCK = 65_536 if _THREADS < 4 else 16_384
+"""Candidates up to which a block is not worth splitting: a block costs a fraction of a millisecond in calls alone."""
 
 
 def score(
@@ -49,6 +49,10 @@ def score(
         from veridifr.scoring_inverse_cdf import score_inverse_cdf  # imports this module
 
         return score_inverse_cdf(trace, evidence, hypothesis, table_of(trace, evidence, hypothesis, eos_ids))
+    if contract.family == "distribution":
+        from veridifr.scoring_distribution import score_distribution  # imports this module
+
+        return score_distribution(table_of(trace, evidence, hypothesis, eos_ids), sampling, tail_mass)
 
     def part(first: int, last: int) -> Scores:
         table = table_of(trace, _tokens(evidence, first, last), hypothesis, eos_ids, first)
@@ -84,7 +88,13 @@ def _tokens(evidence: Evidence, first: int, last: int) -> Evidence:
         floor_T=evidence.floor_T[first:last],
         tail_T=evidence.tail_T[first:last],
         hot_tail_T=evidence.hot_tail_T[first:last],
+        race=None if evidence.race is None else _part_of(evidence.race, first, last),
     )
+
+
+def _part_of(race: Race, first: int, last: int) -> Race:
+    inside_O = (race.open_O >= first) & (race.open_O < last)
+    return replace(race, open_O=race.open_O[inside_O] - first)
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:
@@ -140,12 +150,14 @@ def _score_perturbed(trace: Trace, hypothesis: Hypothesis, table: Table, tail_ma
         loses_M = np.maximum(loses_M, field.edges_M)
     loses_M[field.own_T] = np.inf if field.edges_M is None else -field.edges_M[field.own_T]
     gap_T = np.clip(np.minimum.reduceat(loses_M, field.starts_T), -GAP_CAP, GAP_CAP)
+    status_T = statuses(table.evidence, table, tail_mass)
+    status_T[_raced(trace, hypothesis, table)] = Status.SCORED
     members_M = field.members_M
     top_T = np.maximum.reduceat(members_M, field.starts_T)
     winners = np.flatnonzero(members_M == top_T[field.rows_M])
     winner_T = winners[np.searchsorted(field.rows_M[winners], np.arange(table.steps))]  # the lowest id wins a tie
     return Scores(
-        status_T=statuses(table.evidence, table, tail_mass),
+        status_T=status_T,
         gap_T=gap_T,
         match_T=winner_T == field.own_T,
         best_T=table.evidence.ids_N[field.index_M[winner_T]],
@@ -236,6 +248,19 @@ def statuses(evidence: Evidence, table: Table, tail_mass: float) -> npt.NDArray[
         best_T = np.maximum.reduceat(table.logits_N, evidence.offsets_T1[:-1])
         short_T = short_T & (best_T < evidence.floor_T)
     return np.where(short_T, Status.BOUND, Status.SCORED).astype(np.int8)
+
+
+def _raced(trace: Trace, hypothesis: Hypothesis, table: Table) -> npt.NDArray[np.bool_]:
+    """Tokens of whose race the reference listed all that could win: it drew the noise of this very hypothesis."""
+    race, seed = table.evidence.race, hypothesis.seed
+    settled_T = np.zeros(table.steps, dtype=np.bool_)
+    if race is None or seed is None or hypothesis.prompt_shift or table.edges_N is not None:
+        return settled_T
+    drawn = (race.contract, race.seed, race.temperature)
+    if drawn == (hypothesis.contract.id, seed + (trace.engine.child or 0), table.temperature):
+        settled_T[:] = True
+        settled_T[race.open_O] = False
+    return settled_T
 
 
 def _contenders(field: _Perturbed, logits_M: Logits, top_T: Floats, z_T: Floats) -> Contenders:

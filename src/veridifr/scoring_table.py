@@ -110,7 +110,8 @@ def _log_total(evidence: Evidence, temperature: float) -> Floats:
     np.multiply(weights_N, np.float32(1.0 / temperature), out=weights_N)
     listed_T = np.add.reduceat(np.exp(weights_N, out=weights_N), start_T, dtype=np.float64)
     listed_T += np.add.reduceat(terms_L, firsts_T)
-    tail_T = np.minimum(evidence.tail_at(temperature), 0.5)
+    exact = evidence.race is not None and evidence.race.temperature == temperature  # elsewhere the tail is a bound
+    tail_T = np.minimum(evidence.tail_at(temperature), 1.0 - 1e-9 if exact else 0.5)
     total: Floats = top_T.astype(np.float64) / temperature + np.log(listed_T) - np.log1p(-tail_T)
     return total
 

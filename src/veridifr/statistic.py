@@ -48,16 +48,17 @@ class Alternative:
     weight: float
 
 
-def _equally(kind: Kind, sizes: Sequence[float], weight: float) -> Iterator[Alternative]:
+def equally(kind: Kind, sizes: Sequence[float], weight: float) -> Iterator[Alternative]:
+    """Alternatives of one kind that share a prior weight."""
     for size in sizes:
         yield Alternative(kind=kind, size=size, weight=weight / len(sizes))
 
 
 ALTERNATIVES = (
-    *_equally("noise", tuple(2.0 ** (k / 2) for k in range(1, 11)), 0.5),
-    *_equally("temperature", (-0.2, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.2), 0.2),
-    *_equally("cut", (-1.0, -0.4, 0.4, 0.8, 1.2), 0.15),
-    *_equally("replaced", (0.01, 0.05, 0.2, 0.9), 0.15),
+    *equally("noise", tuple(2.0 ** (k / 2) for k in range(1, 11)), 0.5),
+    *equally("temperature", (-0.2, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.2), 0.2),
+    *equally("cut", (-1.0, -0.4, 0.4, 0.8, 1.2), 0.15),
+    *equally("replaced", (0.01, 0.05, 0.2, 0.9), 0.15),
 )
 """Half of the weight is on larger errors, which any change of the forward pass makes; the rest on the sampler."""
 
@@ -81,9 +82,7 @@ class LikelihoodRatio:
 
     def prefixes(self, ratios_TA: Floats, applies_A: npt.NDArray[np.bool_], edges: Sequence[int]) -> Floats:
         """S of the first `edges[i]` tokens from their log ratios, over the alternatives that apply."""
-        weights_A = np.array([entry.weight for entry in self.alternatives])[applies_A]
-        totals_EA = np.cumsum(ratios_TA[:, applies_A], axis=0)[np.asarray(edges, dtype=np.int64) - 1]
-        return np.minimum(mixed(totals_EA, weights_A), CAP)
+        return prefixes_of(self.alternatives, ratios_TA, applies_A, edges)
 
     def ratios(self, scores: Scores) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """log q_a / q_0 of each token and alternative, float64[T, A] in nats, and which alternatives apply, bool[A].
@@ -91,7 +90,7 @@ class LikelihoodRatio:
         Temperature needs noise to act on and a cut needs a filter; elsewhere their ratios are 0 and they don't apply.
         """
         found, tokens = scores.contenders, len(scores.status_T)
-        sizes_K, weights_K = self._sizes()
+        sizes_K, weights_K = error_sizes(self.sigma, self.spread)
         wins = _Wins(found, tokens, scores.inverse_cdf)
         honest_T = self._log_q(wins.at(sizes_K) @ weights_K, scores)
         apart = {
@@ -114,16 +113,26 @@ class LikelihoodRatio:
         ratios_TA[~scores.usable_T] = 0.0
         return ratios_TA, applies_A
 
-    def _sizes(self) -> tuple[Floats, Floats]:
-        """Sizes of a token's error and their weights: three-point Gauss-Hermite, of mean square `sigma` squared."""
-        if self.spread == 0.0:
-            return np.array([self.sigma]), np.ones(1)
-        apart = np.exp(np.sqrt(3.0) * self.spread * np.array([-1.0, 0.0, 1.0]))
-        weights_K = np.array([1 / 6, 2 / 3, 1 / 6])
-        return self.sigma * apart / np.sqrt(weights_K @ apart**2), weights_K
-
     def _log_q(self, wins_T: Floats, scores: Scores) -> Floats:
         return mix(wins_T[:, None], scores, self.epsilon)[:, 0]
+
+
+def error_sizes(sigma: float, spread: float) -> tuple[Floats, Floats]:
+    """Sizes of a token's error and their weights: three-point Gauss-Hermite, of mean square `sigma` squared."""
+    if spread == 0.0:
+        return np.array([sigma]), np.ones(1)
+    apart = np.exp(np.sqrt(3.0) * spread * np.array([-1.0, 0.0, 1.0]))
+    weights_K = np.array([1 / 6, 2 / 3, 1 / 6])
+    return sigma * apart / np.sqrt(weights_K @ apart**2), weights_K
+
+
+def prefixes_of(
+    alternatives: Sequence[Alternative], ratios_TA: Floats, applies_A: npt.NDArray[np.bool_], edges: Sequence[int]
+) -> Floats:
+    """S of the first `edges[i]` tokens from their log ratios, over the alternatives that apply: float64[len(edges)]."""
+    weights_A = np.array([entry.weight for entry in alternatives])[applies_A]
+    totals_EA = np.cumsum(ratios_TA[:, applies_A], axis=0)[np.asarray(edges, dtype=np.int64) - 1]
+    return np.minimum(mixed(totals_EA, weights_A), CAP)
 
 
 def mixed(totals_EA: Floats, weights_A: Floats) -> Floats:

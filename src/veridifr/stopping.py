@@ -10,7 +10,7 @@ from veridifr.betting import FEWEST_FIT_SCORES, Design, Sequential, design, simu
 from veridifr.calibration import Calibration
 from veridifr.errors import TraceError
 from veridifr.finding import SequentialSummary, StackResult, TestSummary, Verdict
-from veridifr.judging import COVERAGE, POWER, STATISTIC, Judgement, covered_share, score_at
+from veridifr.judging import COVERAGE, POWER, STATISTICS, Judgement, covered_share, score_at
 from veridifr.requests import Planned
 from veridifr.scored import ScoredItem
 from veridifr.statistic import edge_of
@@ -113,7 +113,7 @@ def _summary(
     power, further = _power(fixed, calibration, ordered)
     return TestSummary(
         name="sequential test over sequences (bets on ranks), smallest e-value over the honest stacks",
-        statistic=STATISTIC,
+        statistic=STATISTICS[calibration.mode],
         permutations=0,
         stacks=tuple(
             StackResult(

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.calibration import Calibration
+from veridifr.distribution import token_log_likelihoods
 from veridifr.finding import LogitNoise, SequenceResult, TokenNote
-from veridifr.likelihood import SIGMA_GRID, fit_sigma, log_likelihoods, sigma_interval
+from veridifr.likelihood import SIGMA_GRID, fit_sigma, sigma_interval
 from veridifr.references import Reference
 from veridifr.requests import Planned
 from veridifr.scored import ScoredItem, tokens_by_status
@@ -21,8 +22,10 @@ _CONTEXT = 12
 
 
 def mean_of(items: Sequence[ScoredItem], name: str) -> float | None:
-    """Mean over all scored tokens of the per-token array `name` of `Scores`; None without a scored token."""
-    values = [getattr(item.scores, name)[item.scores.usable_T] for item in items if item.speaks]
+    """Mean over all scored tokens of the per-token array `name` of `Scores`; None without a scored token, and where
+    the noise is not known: there is no token that it should have been."""
+    known = [item for item in items if item.speaks and item.scores.choices is None]
+    values = [getattr(item.scores, name)[item.scores.usable_T] for item in known]
     joined = np.concatenate(values) if values else np.empty(0)
     return float(joined.mean()) if len(joined) else None
 
@@ -34,7 +37,7 @@ def logit_noise(items: Sequence[ScoredItem], calibration: Calibration, rng: np.r
     if not speaking:
         return LogitNoise(estimate=None, honest=honest, interval=None)
     epsilon = calibration.statistic.epsilon
-    totals = np.array([log_likelihoods(i.scores, SIGMA_GRID, epsilon=epsilon).sum(axis=0) for i in speaking])
+    totals = np.array([token_log_likelihoods(i.scores, SIGMA_GRID, epsilon).sum(axis=0) for i in speaking])
     interval = sigma_interval(totals, SIGMA_GRID, rng) if len(speaking) > 1 else None
     return LogitNoise(estimate=fit_sigma(totals, SIGMA_GRID), honest=honest, interval=interval)
 

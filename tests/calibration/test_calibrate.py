@@ -11,7 +11,6 @@ import pytest
 
 from recorded import DETECT, Recorded
 from veridifr.calibration import (
-    EFFECTS,
     FEWEST_FIT,
     FEWEST_NULL,
     FIT_SHARE,
@@ -22,6 +21,7 @@ from veridifr.calibration import (
     scores_at,
 )
 from veridifr.errors import CalibrationError
+from veridifr.fitting import EFFECTS
 from veridifr.statistic import CAP, edges_up_to
 from veridifr.trace import Trace
 

@@ -12,6 +12,7 @@ import pytest
 from recorded import Recorded
 from veridifr.auditing import audit
 from veridifr.contracts.registry import CONTRACTS, infer
+from veridifr.contracts.unknown import UNKNOWN
 from veridifr.diagnosis import FEWEST, diagnose
 from veridifr.finding import Diagnosis, Verdict
 from veridifr.hypotheses import ScoredSequence, candidates, same_for
@@ -161,8 +162,19 @@ def test_every_contract_but_the_claimed_is_tried() -> None:
     assert tried == set(CONTRACTS) - {"vllm-v2-e", "greedy"}
 
 
-def test_a_greedy_claim_has_the_forward_pass_only() -> None:
-    assert [c.code for c in candidates(claim_of(temperature=0.0))] == ["forward_pass"]
+def test_a_greedy_claim_has_the_forward_pass_and_temperatures_of_unknown_noise() -> None:
+    """No seed, no filter and no other contract can change what greedy decoding takes."""
+    greedy = replace(claim_of(temperature=0.0), contract=CONTRACTS["greedy"])
+    found = list(candidates(greedy))
+    assert {c.code for c in found} == {"forward_pass", "temperature"}
+    for candidate in found[1:]:
+        assert candidate.hypothesis is not None and candidate.hypothesis.contract is UNKNOWN
+        assert candidate.hypothesis.sampling.temperature == candidate.value
+
+
+def test_draws_of_unknown_noise_have_neither_seeds_nor_contracts() -> None:
+    found = list(candidates(replace(claim_of(), contract=UNKNOWN)))
+    assert {c.code for c in found} == {"forward_pass", "temperature", "top_p", "top_k"}
 
 
 @pytest.mark.parametrize("seed", [2**64 - 1, -(2**63)])

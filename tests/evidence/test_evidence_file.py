@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from makers import make_trace, whole_rows
 from veridifr import evidence_io
 from veridifr.errors import EvidenceError
-from veridifr.evidence import Evidence
+from veridifr.evidence import Evidence, Race
 from veridifr.evidence_io import MAGIC, EvidenceHeader, EvidenceWriter
 
 HEADER = EvidenceHeader(
@@ -297,3 +297,27 @@ def test_strange_records_raise_nothing_else(tmp_path: Path, changes: dict[str, A
     if type(tokens) is int and type(candidates) is int and 0 <= tokens < 10 and 0 <= candidates < 10:
         body = body.ljust(36 * tokens + 8 * candidates, b"\1")[: 36 * tokens + 8 * candidates]
     outcome(file_of(tmp_path / "e", record(fields, body)))
+
+
+def test_a_race_is_kept(tmp_path: Path) -> None:
+    race = Race(contract="vllm-v2-e", seed=-5, temperature=0.7, open_O=np.array([1]))
+    writer = EvidenceWriter(tmp_path / "e", HEADER)
+    writer.append(replace(evidence(0), race=race))
+    writer.append(evidence(1))
+    writer.close()
+    first, second = evidence_io.read_all(tmp_path / "e")
+    assert first.race is not None
+    assert (first.race.contract, first.race.seed, first.race.temperature) == ("vllm-v2-e", -5, 0.7)
+    assert first.race.open_O.tolist() == [1]
+    assert second.race is None
+
+
+@pytest.mark.parametrize(
+    "race",
+    [7, ["x"], ["x", 1.5, 0.7, []], ["x", 1, 0.0, []], ["x", 1, 0.7, [True]], [3, 1, 0.7, []], ["x", 1, 0.7, [99]]],
+    ids=str,
+)
+def test_a_race_that_is_none_is_refused(race: Any) -> None:
+    with pytest.raises(EvidenceError, match="race"):
+        found = evidence_io._race(race)
+        replace(evidence(0), race=found).validate()

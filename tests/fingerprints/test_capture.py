@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from veridifr.errors import FingerprintError
 from veridifr.fingerprints import FingerprintSpec, from_bytes, project, to_bytes, tolerance
-from veridifr.fingerprints.capture import Capture, Projector
+from veridifr.fingerprints.capture import Capture
+from veridifr.fingerprints.projector import Projector
 
 PROMPTS = ([0, 486, 756, 90, 17], [0, 1200, 33], [5])
 TOKENS = 6

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from veridifr.calibration import EFFECTS, Calibration, HonestSequence, Stack
+from veridifr.calibration import Calibration, HonestSequence, Stack
 from veridifr.calibration_io import write_calibration
 from veridifr.deviations import MULTIPLES
 from veridifr.errors import CalibrationError
+from veridifr.fitting import EFFECTS
 from veridifr.planning import Aim, Plan, plan
 from veridifr.statistic import LikelihoodRatio
 

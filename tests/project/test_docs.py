@@ -23,7 +23,21 @@ DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 NAMES = [path.relative_to(ROOT).as_posix() for path in DOCS]
 FENCE = re.compile(r"^( *)```([\w-]*)[^\n]*\n(.*?)^\1```\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)")
-VERBS = ("demo", "audit", "collect", "plan", "calibrate", "replay", "samplers", "noise", "report", "import", "seeds")
+VERBS = (
+    "demo",
+    "audit",
+    "collect",
+    "compare",
+    "plan",
+    "calibrate",
+    "replay",
+    "samplers",
+    "noise",
+    "report",
+    "import",
+    "seeds",
+    "serve-flags",
+)
 ACTIONS = {"seeds": ("new-secret", "issue", "check")}
 README = ROOT / "README.md"
 
@@ -171,6 +185,7 @@ def test_the_readme_opens_with_the_two_commands() -> None:
         "docs/ci-recipe.md",
         "docs/how-to-choose.md",
         "docs/contracts.md",
+        "docs/providers.md",
         "CHANGELOG.md",
         "CITATION.cff",
         "CONTRIBUTING.md",

@@ -40,6 +40,7 @@ def heavy_after(statement: str, extra_path: Path | None = None) -> list[str]:
         "import veridifr.collecting.running, veridifr.retokenizing",
         "import veridifr.fingerprints, veridifr.fingerprints.toploc, veridifr.fingerprints.capture",
         "import veridifr.stats, veridifr.report, veridifr.traces",
+        "import veridifr.vllm, veridifr.vllm.extension",
     ],
 )
 def test_nothing_heavy_is_loaded(statement: str) -> None:

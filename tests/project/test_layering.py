@@ -33,7 +33,16 @@ ONLY: dict[str, tuple[str, ...]] = {
     "veridifr.processors": ("veridifr.errors", "veridifr.trace", "veridifr.contracts"),
     # a fingerprint is attached to a trace, and read from one
     "veridifr.fingerprints": ("veridifr.errors", "veridifr.rng", "veridifr.trace"),
-    "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.trace"),
+    # runs in a provider's engine: no statistics, no reference, no verdict
+    "veridifr.vllm": (
+        "veridifr.errors",
+        "veridifr.trace",
+        "veridifr.traces",
+        "veridifr.contracts",
+        "veridifr.fingerprints",
+    ),
+    "veridifr.comparison": ("veridifr.errors", "veridifr.finding"),
+    "veridifr.report": ("veridifr.errors", "veridifr.finding", "veridifr.comparison", "veridifr.trace"),
     "veridifr.seeds": ("veridifr.errors", "veridifr.trace", "veridifr.traces"),
     "veridifr.seed_use": ("veridifr.errors", "veridifr.trace"),
 }
@@ -52,7 +61,23 @@ THIRD_PARTY: dict[str, tuple[str, ...] | None] = {
     "numpy": None,
     "scipy": None,
     "tqdm": None,
-    "torch": ("veridifr.references", "veridifr.fingerprints.capture"),
+    "torch": (
+        "veridifr.references",
+        "veridifr.fingerprints.capture",
+        "veridifr.fingerprints.projector",
+        "veridifr.vllm.inspection",
+        "veridifr.vllm.self_test",
+        "veridifr.vllm.staging",
+    ),
+    "vllm": (
+        "veridifr.references.vllm_engine",
+        "veridifr.references.vllm_steps",
+        "veridifr.vllm.extension",
+        "veridifr.vllm.inspection",
+        "veridifr.vllm.runner_v2",
+        "veridifr.vllm.self_test",
+    ),
+    "triton": ("veridifr.references.race_kernels",),
     "transformers": ("veridifr.references", "veridifr.collecting.tokenizer"),
     "tokenizers": ("veridifr.references",),
     "safetensors": ("veridifr.references",),
@@ -121,6 +146,9 @@ def test_every_rule_is_about_something_that_exists() -> None:
         ("veridifr.audit", "from veridifr.errors import require\nrequire('torch.nn', 'hf')"),
         ("veridifr.audit", "import importlib\nimportlib.import_module('transformers')"),
         ("veridifr.report.html", "import jinja2"),
+        ("veridifr.vllm.offline", "import vllm"),
+        ("veridifr.vllm.recorder", "import torch"),
+        ("veridifr.vllm.recorder", "from veridifr.scoring import score"),
         ("veridifr.references.hf", "import pyarrow"),
     ],
 )

@@ -151,15 +151,15 @@ def test_blocks_listed_side_by_side_change_nothing(
     (trace,) = some_traces(1, **sampling)
     rows = torch.from_numpy(np.random.default_rng(1).normal(size=(31, VOCAB)).astype(np.float32) * 3)
     claimed = rows.argmin(dim=1)
-    monkeypatch.setattr("veridifr.references.hf._CACHED_ELEMENTS", 4 * VOCAB)  # eight blocks
+    monkeypatch.setattr("veridifr.references.rows._CACHED_ELEMENTS", 4 * VOCAB)  # eight blocks
     found = []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(joined(reference._list_rows(trace.sampling, rows, rows + 0.0, claimed), len(rows)))
+            found.append(joined(reference._rows._list_rows(trace.sampling, rows, rows + 0.0, claimed), len(rows)))
             assert torch.get_num_threads() == threads
         with pytest.raises(RuntimeError):  # an error in a block is raised, and leaves torch as it was
-            list(reference._list_rows(trace.sampling, rows, rows, claimed + VOCAB))
+            list(reference._rows._list_rows(trace.sampling, rows, rows, claimed + VOCAB))
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(usual)

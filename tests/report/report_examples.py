@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from veridifr.comparison import Compared, Comparison, Cost
 from veridifr.finding import (
     Alternative,
     Diagnosis,
@@ -290,3 +291,33 @@ def demo() -> tuple[Finding, ...]:
         effective_logit_noise=LogitNoise(estimate=0.0124, honest=0.0121, interval=(0.0107, 0.0143)),
     )
     return consistent(), v2, divergent(), temperature()
+
+
+def compared(name: str, finding: Finding, cost: Cost | None = None) -> Compared:
+    """One provider of a comparison of four."""
+    p_value, match = finding.p_value, finding.exact_match
+    interval = None if match is None else (round(match - 0.00625, 5), min(1.0, round(match + 0.00575, 5)))
+    return Compared(
+        name=name,
+        adjusted_p_value=None if p_value is None else min(1.0, 4 * p_value),
+        score=None if p_value is None else 1.5,
+        exact_match_interval=interval,
+        prompt_tokens=4321,
+        output_tokens=finding.tokens_requested,
+        cost=cost,
+        finding=finding,
+    )
+
+
+def comparison() -> Comparison:
+    """Four providers of one model, one of them cheaper than it should be."""
+    return Comparison(
+        alpha=0.01,
+        correction="Holm",
+        providers=(
+            compared("cheap-host", divergent(), Cost(currency="USD", amount=1.42)),
+            compared("honest-host", consistent(), Cost(currency="USD", amount=7.1)),
+            compared("slow-host", undecided()),
+            compared("other-engine", unsupported()),
+        ),
+    )

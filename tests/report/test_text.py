@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from report_examples import consistent, divergent, one_of_each, undecided, unsupported
 
 from veridifr.finding import Diagnosis, Finding, LogitNoise
-from veridifr.report import to_text
+from veridifr.report import to_html, to_text
 from veridifr.report.text import WIDTH
 
 EACH = [pytest.param(finding, id=finding.verdict.value) for finding in one_of_each()]
@@ -71,3 +73,11 @@ def test_no_terminal_escape_and_no_false_line_comes_through(text: str) -> None:
     assert all(char == "\n" or char.isprintable() for char in shown)
     assert sum(line.startswith("DIVERGENT") for line in shown.splitlines()) == 1
     assert max(map(len, shown.splitlines())) <= WIDTH
+
+
+def test_a_reference_that_only_its_server_knows_is_called_so() -> None:
+    source = consistent().provenance
+    served = replace(source, reference="https://host/v1", settings={**source.settings, "served_model": "tb7m"})
+    for finding, known in ((consistent(), True), (consistent(provenance=served), False)):
+        assert ("weights not checked; what the server names: sha256" in to_text(finding)) is not known
+        assert ("Reference, as its server names it" in to_html([finding])) is not known

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 
 from veridifr.evidence import HOT
-from veridifr.references.listing import Listing, joined, list_candidates
+from veridifr.references import fused_listing
+from veridifr.references.listing import Listing, allowed_tail, joined, list_candidates
 from veridifr.trace import Sampling
 
 ROWS, VOCAB = 24, 1500
@@ -34,6 +37,25 @@ def rows_of(listing: Listing) -> list[np.ndarray]:
     return np.split(listing.ids_N, np.cumsum(listing.counts_R)[:-1])
 
 
+def check_promises(got: Listing, logits: np.ndarray, claimed: np.ndarray, heat: float) -> None:
+    exact = logits.astype(np.float64)
+    np.testing.assert_allclose(got.lse_R, np.log(np.exp(exact).sum(axis=1)), atol=1e-5)
+    for row, ids in enumerate(rows_of(got)):
+        assert claimed[row] in ids
+        assert (np.diff(ids) > 0).all()
+        out = np.setdiff1d(np.arange(VOCAB), ids)
+        assert got.rank_R[row] == (logits[row] > logits[row, claimed[row]]).sum()
+        assert (logits[row, out] <= got.floor_R[row]).all()
+        assert set(np.argsort(-exact[row])[:43]) <= set(ids.tolist()), "the largest are not all there"
+        for tail, temperature in ((got.tail_R[row], heat), (got.hot_tail_R[row], heat * HOT)):
+            share = np.exp((exact[row] - exact[row].max()) / temperature)
+            assert share[out].sum() / share.sum() <= tail + 1e-6
+    at = np.split(got.logits_N, np.cumsum(got.counts_R)[:-1])
+    assert all(
+        (values == logits[row, ids]).all() for row, (ids, values) in enumerate(zip(rows_of(got), at, strict=True))
+    )
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
@@ -54,25 +76,10 @@ def test_what_is_left_out_is_as_stated(sampling: dict[str, Any]) -> None:
     claimed = np.argsort(-logits, axis=1)[np.arange(ROWS), np.arange(ROWS) * 60]
     got = made(logits, claimed, **sampling)
     heat = sampling.get("temperature", 1.0) or 1.0
-    exact = logits.astype(np.float64)
-    np.testing.assert_allclose(got.lse_R, np.log(np.exp(exact).sum(axis=1)), atol=1e-5)
-    for row, ids in enumerate(rows_of(got)):
-        assert claimed[row] in ids
-        assert (np.diff(ids) > 0).all()
-        out = np.setdiff1d(np.arange(VOCAB), ids)
-        assert got.rank_R[row] == (logits[row] > logits[row, claimed[row]]).sum()
-        assert (logits[row, out] <= got.floor_R[row]).all()
-        assert set(np.argsort(-exact[row])[:43]) <= set(ids.tolist()), "the largest are not all there"
-        for tail, temperature in ((got.tail_R[row], heat), (got.hot_tail_R[row], heat * HOT)):
-            share = np.exp((exact[row] - exact[row].max()) / temperature)
-            assert share[out].sum() / share.sum() <= tail + 1e-6
-        if not sampling or ("temperature" in sampling and len(sampling) == 1 and sampling["temperature"]):
-            assert got.tail_R[row] <= 1e-6
-            assert len(ids) < VOCAB or logits[row].std() < 5
-    at = np.split(got.logits_N, np.cumsum(got.counts_R)[:-1])
-    assert all(
-        (values == logits[row, ids]).all() for row, (ids, values) in enumerate(zip(rows_of(got), at, strict=True))
-    )
+    check_promises(got, logits, claimed, heat)
+    if not sampling or ("temperature" in sampling and len(sampling) == 1 and sampling["temperature"]):
+        assert (got.tail_R <= 1e-6).all()
+        assert ((got.counts_R < VOCAB) | (logits.std(axis=1) < 5)).all()
 
 
 @pytest.mark.parametrize("heat", [0.5, 0.65, 0.8, 0.99])
@@ -148,3 +155,70 @@ def test_listings_joined_are_their_rows_one_after_another() -> None:
     assert len(got.ids_N) > 300 * ROWS
     for field in fields(Listing):
         np.testing.assert_array_equal(getattr(got, field.name), getattr(whole, field.name), err_msg=field.name)
+
+
+def fused(logits_RV: np.ndarray, claimed: np.ndarray, threads: int = 1, **sampling: Any) -> Listing:
+    settings = Sampling(**sampling)
+    return fused_listing.list_tail(logits_RV, claimed, settings, tail_mass=1e-6, list_bytes=400, threads=threads)
+
+
+@pytest.fixture
+def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels as Python runs them: the same arithmetic, uncompiled."""
+    monkeypatch.setattr(fused_listing, "_kernels", lambda: (fused_listing._measure, fused_listing._gather))
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.3}, {"temperature": 1.6}, {"top_p": 0.8}], ids=str)
+def test_the_fused_listing_keeps_the_same_promises(sampling: dict[str, Any], plain_kernels: None) -> None:
+    logits = logits_of(3)
+    claimed = np.argsort(-logits, axis=1)[np.arange(ROWS), np.arange(ROWS) * 60]
+    got, usual = fused(logits, claimed, **sampling), made(logits, claimed, **sampling)
+    check_promises(got, logits, claimed, sampling.get("temperature", 1.0))
+    assert (got.tail_R <= 1.001 * allowed_tail(Sampling(**sampling), 1e-6)).all()
+    assert got.counts_R.sum() <= usual.counts_R.sum()
+
+
+def test_the_fused_listing_of_cold_rows_lists_few(plain_kernels: None) -> None:
+    logits = logits_of(1, scale=40.0)
+    listing = fused(logits, logits.argmax(axis=1), temperature=0.05)
+    assert (listing.counts_R[logits.std(axis=1) > 10] < 200).all()
+
+
+def test_the_fused_listing_is_for_rows_bounded_by_their_tail(plain_kernels: None) -> None:
+    assert fused_listing.applies(Sampling(temperature=0.7, top_p=0.9))
+    for other in (Sampling(temperature=0.0), Sampling(top_k=5), Sampling(min_p=0.1)):
+        assert not fused_listing.applies(other)
+
+
+COMPILED = """
+import numpy as np
+from veridifr.references import fused_listing
+from veridifr.rng import compiled
+from veridifr.trace import Sampling
+
+rng = np.random.default_rng(0)
+logits = (rng.normal(size=(7, 900)) * rng.choice([0.5, 4.0], size=(7, 1))).astype(np.float32)
+claimed = rng.integers(0, 900, size=7)
+assert not fused_listing.applies(Sampling())
+compiled.enable()
+assert fused_listing.applies(Sampling()), "numba is part of the tests' environment"
+found = []
+for kernels in (fused_listing._kernels(), (fused_listing._measure, fused_listing._gather)):
+    fused_listing._kernels = lambda kernels=kernels: kernels
+    for heat in (1.0, 0.6):
+        found.append(
+            fused_listing.list_tail(
+                logits, claimed, Sampling(temperature=heat), tail_mass=1e-6, list_bytes=400, threads=3
+            )
+        )
+for fast, plain in ((found[0], found[2]), (found[1], found[3])):
+    np.testing.assert_array_equal(fast.ids_N, plain.ids_N)
+    np.testing.assert_array_equal(fast.logits_N, plain.logits_N)
+    for name in ("lse_R", "floor_R", "tail_R", "hot_tail_R", "rank_R", "counts_R"):
+        np.testing.assert_allclose(getattr(fast, name), getattr(plain, name), rtol=1e-4, atol=1e-9)
+"""
+
+
+def test_the_fused_listing_compiled_is_the_same() -> None:
+    """In a process of its own, since numba must not be loaded before vLLM."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)

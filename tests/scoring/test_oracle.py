@@ -14,8 +14,8 @@ from scoring.oracle import Token, brute_force
 from veridifr import scoring
 from veridifr.contracts.registry import CONTRACTS
 from veridifr.evidence import Evidence, claimed_index
-from veridifr.references.hf import evidence_of
 from veridifr.references.listing import joined, list_candidates
+from veridifr.references.rows import evidence_of
 from veridifr.scores import NEAR, Hypothesis, Scores, Status
 from veridifr.scoring import score
 from veridifr.trace import EngineRecord, Sampling, Trace

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from veridifr.stats import anytime_p_value, bonferroni, e_bh, holm, merge_mean, merge_products
+from veridifr.stats import anytime_p_value, bonferroni, e_bh, holm, holm_adjusted, merge_mean, merge_products
 
 
 def test_known_answers():
@@ -16,6 +16,15 @@ def test_known_answers():
     assert holm(p, 0.04).tolist() == [True, True, False, True]
     assert holm([0.02, 0.001, 0.001], 0.01).tolist() == [False, True, True]
     assert holm([0.011, 0.012], 0.02).tolist() == [False, False]  # the first that fails stops all after it
+
+
+def test_holm_adjusted_is_where_holm_starts_to_reject():
+    assert holm_adjusted([0.02, 0.011, 0.9, 0.001]).tolist() == pytest.approx([0.04, 0.033, 0.9, 0.004])
+    assert holm_adjusted([0.3, 0.4, 0.35]).tolist() == pytest.approx([0.9, 0.9, 0.9])
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        p, alpha = rng.random(rng.integers(1, 8)) ** 3, float(rng.uniform(0.001, 0.4))
+        assert (holm(p, alpha) == (holm_adjusted(p) <= alpha)).all()
 
 
 def test_e_bh_known_answers():

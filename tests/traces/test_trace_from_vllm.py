@@ -10,7 +10,7 @@ import pytest
 from veridifr.errors import TraceError
 from veridifr.trace import EngineRecord, Sampling
 from veridifr.traces import from_vllm, read_traces, write_traces
-from veridifr.traces.importers import _VLLM_NEUTRAL
+from veridifr.traces.importers import _VLLM_NEUTRAL, sampling_from_vllm
 
 ENGINE = EngineRecord(name="vllm", version="0.24.0", runner="v1")
 ASKED = Sampling(temperature=0.7, seed=42, max_tokens=3)
@@ -167,6 +167,15 @@ def test_real_settings_that_change_no_token_are_dropped(real_vllm):
 
 
 @pytest.mark.vllm
+def test_a_watermark_that_the_engine_resolved_to_none_is_none(real_vllm):
+    """The settings as executed have False where nothing was asked for; True would change the tokens."""
+    resolved = real_vllm.SamplingParams(seed=1)
+    resolved.watermarking = False
+    assert sampling_from_vllm(resolved) == sampling_from_vllm(real_vllm.SamplingParams(seed=1))
+    resolved.watermarking = True
+    assert dict(sampling_from_vllm(resolved).extra) == {"watermarking": True}
+
+
 def test_every_field_of_real_sampling_params_is_decided_on(real_vllm):
     """A field that is neither known, dropped on purpose nor kept by name would be lost in silence."""
     default = real_vllm.SamplingParams()

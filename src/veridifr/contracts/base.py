@@ -6,9 +6,10 @@ A contract is named, versioned and never changes meaning. It gives three things:
 - `check`: which settings and engine records it cannot honour (refused by the setting's name);
 - the noise of any (step, token id), computed on a CPU from the seed alone.
 
-Two families exist. `perturbed`: the token is argmax over ids of l/T + g with g a Gumbel variate (an exponential race
-argmax p/q is the same with g = -log q). `inverse_cdf`: one uniform number per token picks a point of the cumulative
-distribution, in the engine's candidate order. `greedy` draws nothing.
+Two families draw noise. `perturbed`: the token is argmax over ids of l/T + g with g a Gumbel variate (an exponential
+race argmax p/q is the same with g = -log q). `inverse_cdf`: one uniform number per token picks a point of the
+cumulative distribution, in the engine's candidate order. `greedy` draws nothing.
+`distribution` is the family of the sampler whose noise is not known.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy.typing as npt
 from veridifr.errors import UnsupportedError
 from veridifr.trace import EngineRecord, Sampling
 
-Family = Literal["greedy", "perturbed", "inverse_cdf"]
+Family = Literal["greedy", "perturbed", "inverse_cdf", "distribution"]
 Kind = Literal["none", "exponential", "gumbel", "uniform"]
 Stage = Literal[
     "allowed_token_ids",
@@ -53,6 +54,17 @@ class Stream:
     vocab_size: int
     """Width of the model's logits row (the model config's, not the tokenizer's length)."""
     engine: EngineRecord
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PhiloxRows:
+    """What a device needs to draw a contract's noise for R rows: the word of token i is the first of Philox4x32-10 with
+    key `keys_R2`, and counter (i, 0, 0, 0) if `triton`, else (`counters_R`, 0, i, 0). `triton` also says which of two
+    ways leads from words to Gumbel noise: that of `vllm-v2-e`, or that of `vllm-v1-cuda-exp32`."""
+
+    keys_R2: npt.NDArray[np.uint32]
+    counters_R: npt.NDArray[np.uint32]
+    triton: bool
 
 
 class Contract(ABC):
@@ -100,6 +112,10 @@ class Contract(ABC):
         noise_N = self.gumbel(stream, steps_R, rows_N, ids_N)
         index_M = np.flatnonzero(noise_N >= least_R[rows_N])
         return index_M, noise_N[index_M]
+
+    def philox_rows(self, stream: Stream, steps_R: IndexArray) -> PhiloxRows | None:  # noqa: ARG002 (some override it)
+        """How a device may draw this noise itself, None where it is not drawn so."""
+        return None
 
     def effective_temperature(self, temperature: float) -> float:
         """The temperature the engine really divides by (vLLM V1 raises 0 < T < 0.01 to 0.01)."""

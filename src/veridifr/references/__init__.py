@@ -1,6 +1,8 @@
 """Someone we trust, asked to replay: a reference turns traces into evidence.
 
-`load` understands ``hf:PATH`` (a transformers model on this machine) and ``evidence:FILE`` (replayed from disk).
+`load` understands ``hf:PATH`` (a transformers model on this machine), ``vllm:PATH`` (a vLLM engine on this machine),
+``http://HOST/v1`` and ``https://HOST/v1`` (a trusted server that returns log-probabilities of prompts) and
+``evidence:FILE`` (replayed from disk).
 """
 
 from __future__ import annotations
@@ -15,11 +17,19 @@ from veridifr.evidence import LIST_BYTES, TAIL_MASS, Evidence
 from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.trace import Trace
 
+TOP_LOGPROBS = 20
+"""Default number of tokens that a server lists: the most that vLLM allows unless it is told otherwise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSettings:
     """How a reference runs. `dtype` None means float32 on a CPU (quieter and faster there) and the model's own on a
-    GPU. `logit_elements` bounds the logits held at once (rows times vocabulary)."""
+    GPU. `logit_elements` bounds the logits held at once (rows times vocabulary).
+
+    The fields from `model_files` on are for servers: the folder with the model's config.json and tokenizer.json, the
+    name of the model if the server has several, how many tokens it shall list at each position (vLLM allows 20 unless
+    started with ``--max-logprobs``), and a file with its key (default: the variable VERIDIFR_REFERENCE_KEY).
+    """
 
     dtype: str | None = None
     device: str | None = None
@@ -29,6 +39,10 @@ class ReferenceSettings:
     list_bytes: int = LIST_BYTES
     logit_elements: int = 2**22
     batch_tokens: int | None = None
+    model_files: Path | None = None
+    served_model: str | None = None
+    top_logprobs: int = TOP_LOGPROBS
+    key_file: Path | None = None
 
 
 class Reference(ABC):
@@ -38,7 +52,7 @@ class Reference(ABC):
     """As the user spelled it, for reports."""
     vocab_size: int
     weights_digest: str
-    """SHA-256 (hex) of the weights and the model config."""
+    """SHA-256 (hex) of the weights and the model config; of a server, of what it says about itself."""
     eos_ids: tuple[int, ...]
     settings: Mapping[str, str | int | float | bool | None]
 
@@ -65,15 +79,27 @@ class Reference(ABC):
 
 
 def load(name: str, settings: ReferenceSettings | None = None) -> Reference:
-    """The reference called `name`: ``hf:PATH``, ``hf:ORG/MODEL`` (with a revision) or ``evidence:FILE``."""
+    """The reference called `name`: ``hf:PATH``, ``vllm:PATH``, either with ``ORG/MODEL`` and a revision, a URL or
+    ``evidence:FILE``."""
     settings = settings or ReferenceSettings()
     kind, _, place = name.partition(":")
     if kind == "hf" and place:
         from veridifr.references.hf import HfReference
 
         return HfReference.load(place, settings)
+    if kind == "vllm" and place:
+        from veridifr.references.vllm_engine import VllmReference
+
+        return VllmReference.load(place, settings)
     if kind == "evidence" and place:
         from veridifr.references.recorded import RecordedReference
 
         return RecordedReference(Path(place))
-    raise ReferenceError(f"reference {name!r}: expected hf:PATH, hf:ORG/MODEL or evidence:FILE")
+    if kind in ("http", "https") and place.startswith("//"):
+        from veridifr.references.http import HttpReference
+
+        return HttpReference(name, settings)
+    raise ReferenceError(
+        f"reference {name!r}: expected hf:PATH, hf:ORG/MODEL, vllm:PATH, http://HOST/v1, https://HOST/v1 or "
+        "evidence:FILE"
+    )

@@ -4,39 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from veridifr.contracts.base import Stage
 from veridifr.errors import ReferenceError, require
-from veridifr.evidence import Evidence, evidence_key, listing_temperature
+from veridifr.evidence import Evidence
 from veridifr.fingerprints.capture import Capture
 from veridifr.fingerprints.spec import FingerprintSpec
-from veridifr.processors import needs_processing, process
 from veridifr.references import Reference, ReferenceSettings
-from veridifr.references.listing import Listing, joined, list_candidates
+from veridifr.references.rows import RowLister
 from veridifr.references.weights import digest_model, digest_parameters, first_line, resolve
-from veridifr.trace import Sampling, Trace
+from veridifr.trace import Trace
 
-_POINTWISE: tuple[Stage, ...] = (
-    "allowed_token_ids",
-    "bad_words",
-    "min_tokens",
-    "logit_bias",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-)
 _CPU_BATCH_TOKENS = 512
 _GPU_BATCH_TOKENS = 16384
-_CACHED_ELEMENTS = 2**19
-_LISTING_THREADS = 8
 _PROBE = 8
 
 
@@ -56,6 +41,7 @@ class HfReference(Reference):
         self._longest = int(limit) if limit else None
         self._spec: FingerprintSpec | None = None
         self._head = self._find_head()
+        self._rows = RowLister(self._head, self.vocab_size, self.eos_ids, device=self._device, settings=settings)
         self.settings = {
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
             "device": str(self._device),
@@ -143,7 +129,7 @@ class HfReference(Reference):
                 hidden_BTD, captured = self._run(batch)
                 for row, trace in enumerate(batch):
                     first, tokens = len(trace.prompt_token_ids) - 1, len(trace.output_token_ids)
-                    found = self._list(trace, hidden_BTD[row, first : first + tokens])
+                    found = self._rows.evidence(trace, hidden_BTD[row, first : first + tokens])
                     yield (
                         found
                         if captured is None
@@ -182,55 +168,6 @@ class HfReference(Reference):
         output = self._model.base_model(input_ids=input_ids.to(self._device), use_cache=False)
         return cast(torch.Tensor, output.last_hidden_state)
 
-    def _list(self, trace: Trace, hidden_TD: torch.Tensor) -> Evidence:
-        listing = joined(self._listings(trace, hidden_TD), len(trace.output_token_ids))
-        return evidence_of(trace, self.vocab_size, listing)
-
-    def _listings(self, trace: Trace, hidden_TD: torch.Tensor) -> Iterator[Listing]:
-        """Consecutive rows, listed chunk by chunk."""
-        tokens = len(trace.output_token_ids)
-        claimed_T = torch.from_numpy(trace.output_token_ids.astype(np.int64)).to(self._device)
-        rows = max(1, self._settings.logit_elements // self.vocab_size)
-        for start in range(0, tokens, rows):
-            stop = min(tokens, start + rows)
-            logits_RV = self._head(hidden_TD[start:stop]).float()
-            processed_RV = logits_RV
-            if needs_processing(trace.sampling):
-                processed_RV = _processed(logits_RV, trace, start, self.eos_ids)
-            yield from self._list_rows(trace.sampling, logits_RV, processed_RV, claimed_T[start:stop])
-
-    def _list_rows(
-        self, sampling: Sampling, logits_RV: torch.Tensor, processed_RV: torch.Tensor, claimed_R: torch.Tensor
-    ) -> Iterator[Listing]:
-        """List a chunk in blocks that fit a CPU's cache, several at a time; on a GPU in one."""
-        rows, vocab = logits_RV.shape
-        cpu = self._device.type == "cpu"
-        block = min(rows, max(1, _CACHED_ELEMENTS // vocab)) if cpu else rows
-        firsts = range(0, rows, block)
-        threads = min(torch.get_num_threads(), len(firsts), _LISTING_THREADS) if cpu else 1
-        spare: SimpleQueue[torch.Tensor] = SimpleQueue()
-        for _ in range(threads):
-            spare.put(torch.empty_like(logits_RV[:block]))
-
-        def part(first: int) -> Listing:
-            logits = logits_RV[first : first + block]
-            scratch = spare.get()
-            try:
-                with torch.inference_mode():  # each thread has its own mode
-                    return list_candidates(
-                        logits,
-                        logits if processed_RV is logits_RV else processed_RV[first : first + block],
-                        claimed_R[first : first + block],
-                        sampling,
-                        tail_mass=self._settings.tail_mass,
-                        list_bytes=self._settings.list_bytes,
-                        scratch_RV=scratch[: len(logits)],
-                    )
-            finally:
-                spare.put(scratch)
-
-        yield from map(part, firsts) if threads == 1 else _side_by_side(part, firsts, threads)
-
     def _find_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """How this model turns final hidden states into logits; refused unless it reproduces the model's own."""
         head = self._model.get_output_embeddings()
@@ -257,54 +194,6 @@ class HfReference(Reference):
             f"reference {self.name}: the logits are not the output embedding of the final hidden state; "
             "this architecture is not supported yet"
         )
-
-
-def _side_by_side(part: Callable[[int], Listing], firsts: Sequence[int], threads: int) -> Iterator[Listing]:
-    """The listings in order, made on several threads with torch's own threads off.
-
-    In passes as short as these torch's threads mostly wait for each other, on a busy machine for long.
-    """
-    usual = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(part, firsts)
-    finally:
-        torch.set_num_threads(usual)  # what a thread sets for itself is also the default of later ones
-
-
-def _processed(logits_RV: torch.Tensor, trace: Trace, start: int, eos_ids: tuple[int, ...]) -> torch.Tensor:
-    """Logits after penalties, bias and bans, over whole rows: such settings can lift any token into the candidates."""
-    rows, vocab = logits_RV.shape
-    values = process(
-        _POINTWISE,
-        trace.sampling,
-        trace.prompt_token_ids,
-        trace.output_token_ids,
-        np.arange(start, start + rows, dtype=np.int64),
-        np.repeat(np.arange(rows, dtype=np.int64), vocab),
-        np.tile(np.arange(vocab, dtype=np.int64), rows),
-        logits_RV.cpu().double().numpy().reshape(-1),
-        eos_ids,
-    )
-    return torch.from_numpy(np.asarray(values, dtype=np.float32).reshape(rows, vocab)).to(logits_RV.device)
-
-
-def evidence_of(trace: Trace, vocab_size: int, listing: Listing) -> Evidence:
-    """The listing of all output tokens of a trace, as evidence."""
-    return Evidence(
-        trace_id=trace.id,
-        trace_digest=evidence_key(trace),
-        vocab_size=vocab_size,
-        temperature=listing_temperature(trace.sampling),
-        offsets_T1=np.concatenate([[0], np.cumsum(listing.counts_R)]).astype(np.int64),
-        ids_N=listing.ids_N,
-        logits_N=listing.logits_N,
-        lse_T=listing.lse_R,
-        rank_T=listing.rank_R,
-        floor_T=listing.floor_R,
-        tail_T=listing.tail_R,
-        hot_tail_T=listing.hot_tail_R,
-    )
 
 
 def _batches(traces: Sequence[Trace], budget: int) -> Iterator[list[Trace]]:

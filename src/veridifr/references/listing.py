@@ -35,7 +35,7 @@ _MOVED = 1.0
 _FINITE = float(np.finfo(np.float32).min)
 _LONG = 1024
 """A larger top-k cuts so little that the tail is listed instead, as without it; above V it is off."""
-_EDGE_ROOM = 16
+EDGE_ROOM = 16
 """Candidates listed beyond what top-k keeps, so that the cut may move."""
 
 
@@ -91,7 +91,7 @@ def list_candidates(
         base_lse_R = shares_at(processed_RV, base, scratch_RV)
     budget = list_bytes // CANDIDATE_BYTES * 7 // 8  # what is listed is about a seventh more
     top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k <= _LONG else None
-    short = min(vocab, max(budget, 2, (top_k or 0) + _EDGE_ROOM))
+    short = min(vocab, max(budget, 2, (top_k or 0) + EDGE_ROOM))
     best_RG, tail_R = _best_of_groups(processed_RV, short), None
     if sampling.greedy or sampling.top_k is not None:
         cut = _cut_at(processed_RV, _largest(best_RG, short))
@@ -99,7 +99,7 @@ def list_candidates(
         least_R = torch.minimum(_largest(best_RG, short), _min_p_edge(processed_RV, sampling.min_p, heat))
         cut = _cut_at(processed_RV, least_R)
     else:
-        shares, allowed = Shares(scratch_RV, base, base_lse_R, heat), _allowed_tail(sampling, tail_mass)
+        shares, allowed = Shares(scratch_RV, base, base_lse_R, heat), allowed_tail(sampling, tail_mass)
         cut, tail_R = _cut_tail(processed_RV, shares, best_RG, short, allowed)
         tail_R = tail_R if sampling.top_p is None else None  # top-p needs the very mass, not a bound on it
     own_R = logits_RV.gather(1, claimed_R[:, None])[:, 0]
@@ -120,7 +120,7 @@ def list_candidates(
         rank_R=_ranks(logits_RV, own_R, values_N, counts_R, cut.floor_R if same else None),
         floor_R=cut.floor_R,
         tail_R=tail_R,
-        hot_tail_R=_hot_tail(shown_N, counts_R, cut.floor_R, HOT * heat, vocab),
+        hot_tail_R=hot_tail(shown_N, counts_R, cut.floor_R, HOT * heat, vocab),
     )
 
 
@@ -160,7 +160,7 @@ def _min_p_edge(processed_RV: torch.Tensor, min_p: float, heat: float) -> torch.
     return processed_RV.amax(dim=1) + (max(heat, 1.0) * math.log(min_p) - EDGE_WINDOW)
 
 
-def _allowed_tail(sampling: Sampling, tail_mass: float) -> float:
+def allowed_tail(sampling: Sampling, tail_mass: float) -> float:
     """Probability that may stay unlisted. Under top-p it is what surely is cut, also where the edge moves by `_MOVED`.
 
     Raising all that stands above a token by d/T multiplies the odds of their mass by exp(d/T): see `filters`.
@@ -244,7 +244,7 @@ def _with_claimed(
     return np.insert(cut.flat_N, at, wanted_R[~there]), np.insert(cut.values_N, at, own_R[~there])
 
 
-def _hot_tail(
+def hot_tail(
     values_N: npt.NDArray[np.float32],
     counts_R: Indices,
     floor_R: npt.NDArray[np.float32],

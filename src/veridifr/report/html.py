@@ -21,8 +21,8 @@ from veridifr.report.words import number, percent
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def to_html(findings: Sequence[Finding], *, title: str = "Inference audit") -> str:
-    """The report about one or more findings as a whole HTML document.
+def to_html(findings: Sequence[Finding], *, title: str = "Inference audit", overview: Html | None = None) -> str:
+    """The report about one or more findings as a whole HTML document, under an overview of them (default: our own).
 
     Raises ValueError if there is no finding, or naming the field if a number is not finite.
     """
@@ -30,7 +30,8 @@ def to_html(findings: Sequence[Finding], *, title: str = "Inference audit") -> s
         raise ValueError("to_html: got no finding, expected at least one")
     for finding in findings:
         to_plain(finding, "finding")  # a number that is not finite has no place on a page or an axis
-    overview = _overview(findings) if len(findings) > 1 else None
+    if overview is None and len(findings) > 1:
+        overview = _overview(findings)
     sections = [section(finding, index) for index, finding in enumerate(findings, 1)]
     body = element("body", element("main", _masthead(findings, title), overview, *sections, _guide()))
     return document("en", _head(title), body)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from veridifr.errors import InputError
-from veridifr.finding import Finding, FingerprintSummary, SequentialSummary
+from veridifr.finding import DistributionSummary, Finding, FingerprintSummary, SequentialSummary
 from veridifr.report.plain import from_plain, to_plain
 
 SCHEMA = "veridifr-finding/1"
@@ -135,6 +135,10 @@ def _check_ranges(finding: Finding, where: str) -> None:
         shares["fingerprints.p_value"] = finding.fingerprints.p_value
         shares["fingerprints.tokens_p_value"] = finding.fingerprints.tokens_p_value
         _check_fingerprints(finding.fingerprints, f"{where}.fingerprints")
+    if finding.distribution is not None:
+        _check_distribution(finding.distribution, f"{where}.distribution")
+    if finding.mode not in _MODES:
+        raise InputError(f"{where}.mode: got {finding.mode!r:.40}, expected one of {_MODES}")
     for name, share in shares.items():
         if share is not None and not 0 <= share <= 1:
             raise InputError(f"{where}.{name}: got {share}, expected 0 to 1")
@@ -172,6 +176,16 @@ def _check_fingerprints(summary: FingerprintSummary, where: str) -> None:
             raise InputError(f"{where}.{name}: got {getattr(summary, name)}, expected 0 or more")
 
 
+def _check_distribution(summary: DistributionSummary, where: str) -> None:
+    for name in ("excess_p_value", "rank_distance", "rank_p_value"):
+        if not 0 <= getattr(summary, name) <= 1:
+            raise InputError(f"{where}.{name}: got {getattr(summary, name)}, expected 0 to 1")
+    for name in ("tokens_needed", "seeded_tokens"):
+        if (getattr(summary, name) or 0) < 0:
+            raise InputError(f"{where}.{name}: got {getattr(summary, name)}, expected 0 or more")
+
+
+_MODES = (None, "seeded", "greedy", "distribution")
 _SPEAKERS = (None, "tokens", "fingerprints", "both")
 _ENDS = ("rejected", "given up", "spent")
 _COUNTS = ("sequences", "sequences_unsupported", "tokens_requested", "tokens_scored")

@@ -66,6 +66,7 @@ def _opening(finding: Finding, name: str) -> Html:
         element("h2", finding.verdict.sentence, id=f"{name}-title"),
         element("p", *_unbroken(words.odds(finding)), class_="odds"),
         element("p", finding.reason, class_="reason"),
+        None if (mode := words.mode(finding)) is None else element("p", mode, class_="mode"),
         call,
         class_="opening",
     )
@@ -253,7 +254,8 @@ def _test(finding: Finding) -> Html | None:
     table = _table(caption, ("Honest stack", "Sequences", "p", "Smallest p possible"), rows, "stacks")
     prints = finding.fingerprints
     about = None if prints is None else element("p", f"Fingerprints: {words.fingerprints(prints)}.")
-    return _part("The test", lead, table if rows else None, about)
+    draws = None if finding.distribution is None else element("p", words.distribution(finding.distribution))
+    return _part("The test", lead, table if rows else None, draws, about)
 
 
 def _power(test: TestSummary) -> str:
@@ -280,7 +282,11 @@ def _provenance(finding: Finding) -> Html:
         ("Trace file", element("bdi", words.visible(name, 200)), _digest(digest)) for name, digest in source.traces
     ]
     rows += [
-        ("Reference weights", element("bdi", words.visible(source.reference, 200)), _digest(source.weights)),
+        (
+            "Reference weights" if words.weights_known(source) else "Reference, as its server names it",
+            element("bdi", words.visible(source.reference, 200)),
+            _digest(source.weights),
+        ),
         ("Calibration", source.calibration_file or "not from a file", _digest(source.calibration)),
         ("Sampler contract", finding.contract or words.UNKNOWN, None),
         ("Made by", f"veridifr {source.veridifr}, {words.moment(source.created)}", None),

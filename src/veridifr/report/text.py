@@ -58,6 +58,8 @@ def _what(finding: Finding) -> Block:
         ("Audited", f"{visible(finding.model, 200)}, claimed to run on {visible(finding.engine, 300)}"),
         ("Sampler", finding.contract or words.UNKNOWN),
     ]
+    mode = words.mode(finding)
+    lines += [] if mode is None else [("Mode", mode)]
     test = finding.test
     if test is not None:
         lines.append(("Test", f"{test.name}; statistic: {test.statistic}; {words.how_tested(test)}"))
@@ -68,6 +70,8 @@ def _what(finding: Finding) -> Block:
         if test.detect_sigma is not None:
             power = "a chance that is not known" if test.power is None else f"a chance of {percent(test.power)}"
             lines.append(("", f"had {power} to see a deviation of {number(test.detect_sigma)} logits"))
+    if finding.distribution is not None:
+        lines.append(("Draws", words.distribution(finding.distribution)))
     if finding.fingerprints is not None:
         lines.append(("Fingerprints", words.fingerprints(finding.fingerprints)))
     return lines
@@ -130,10 +134,11 @@ def _provenance(finding: Finding) -> Block:
         ("Traces" if i == 0 else "", f"{words.file_name(name)}  sha256 {digest[:12]}")
         for i, (name, digest) in enumerate(source.traces)
     ]
+    about = "weights" if words.weights_known(source) else "weights not checked; what the server names:"
     where = "" if source.calibration_file is None else f"{words.file_name(source.calibration_file)}  "
     return [
         *lines,
-        ("Reference", f"{source.reference}  weights sha256 {source.weights[:12]}"),
+        ("Reference", f"{source.reference}  {about} sha256 {source.weights[:12]}"),
         ("Calibration", f"{where}sha256 {source.calibration[:12]}"),
         ("Made", f"veridifr {source.veridifr}, {source.created}"),
     ]

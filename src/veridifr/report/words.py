@@ -12,7 +12,16 @@ import unicodedata
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from veridifr.finding import Finding, FingerprintSummary, Interval, SequenceResult, TestSummary, Verdict
+from veridifr.finding import (
+    DistributionSummary,
+    Finding,
+    FingerprintSummary,
+    Interval,
+    Provenance,
+    SequenceResult,
+    TestSummary,
+    Verdict,
+)
 
 UNKNOWN = "not known"
 
@@ -162,6 +171,40 @@ def how_tested(test: TestSummary) -> str:
     )
 
 
+MODES = {
+    "seeded": "Each token was compared with what the seed's noise makes of the reference's logits.",
+    "greedy": "At temperature 0 nothing is drawn: each token was compared with the reference's likeliest one.",
+    "distribution": "The sampler's noise is not known, so only the distribution of the tokens was tested.",
+}
+
+
+def mode(finding: Finding) -> str | None:
+    """What the verdict rests on and, where the noise is not known, how much weaker that is; None where not known."""
+    said = MODES.get(finding.mode or "")
+    summary = finding.distribution
+    if said is None or summary is None:
+        return said
+    detect = None if finding.test is None else finding.test.detect_sigma
+    if summary.tokens_needed is None or summary.seeded_tokens is None:
+        return f"{said} That is weaker than with known seeds; by how much is not known here."
+    ratio = summary.tokens_needed / summary.seeded_tokens
+    weaker = f"{number(ratio, 2)} times as many" if ratio >= 1.5 else "about as many"
+    return (
+        f"{said} Finding errors of {number(detect)} logits takes about {plural(summary.tokens_needed, 'token')} this "
+        f"way, {weaker} as with known seeds (about {summary.seeded_tokens:,})."
+    )
+
+
+def distribution(summary: DistributionSummary) -> str:
+    """The two classical checks in one line."""
+    side = "more" if summary.excess >= 0 else "less"
+    return (
+        f"-log p is {number(abs(summary.excess))} nats {side} than the entropy per token (p = "
+        f"{number(summary.excess_p_value)}); ranks differ from uniform by {number(summary.rank_distance)} (p = "
+        f"{number(summary.rank_p_value)}). Both take the reference's logits as exact; the verdict does not use them."
+    )
+
+
 def fingerprints(summary: FingerprintSummary) -> str:
     """What fingerprints say beside the tokens, in one line."""
     said = {
@@ -235,6 +278,11 @@ def moment(iso: str) -> str:
         return iso
     utc = when.astimezone(UTC)
     return f"{utc.day} {_MONTHS[utc.month - 1]} {utc.year}, {utc.hour:02}:{utc.minute:02} UTC"
+
+
+def weights_known(source: Provenance) -> bool:
+    """Whether the reference's digest is of weights, not only of what a server says about itself."""
+    return "served_model" not in source.settings
 
 
 def name_of(finding: Finding) -> str:

@@ -1,6 +1,6 @@
-"""Philox compiled by numba, where that is installed (the extra `fast`): the same words, several times as fast.
+"""Kernels compiled by numba, where that is installed (the extra `fast`): the same results, several times as fast.
 
-Nothing here is needed: `philox` computes the same with numpy alone. The commands of veridifr use it; other programs
+Nothing here is needed: numpy and torch compute the same. The commands of veridifr use it; other programs
 switch it on with `enable`. It is not on by itself, because vLLM 0.32 looks through every loaded module when an engine
 starts, and fails on llvmlite's (vllm/triton_utils/dispatcher.py): a process that starts one later must not load numba.
 """
@@ -8,6 +8,7 @@ starts, and fails on llvmlite's (vllm/triton_utils/dispatcher.py): a process tha
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -22,24 +23,35 @@ _enabled = False
 
 
 def enable() -> None:
-    """Use numba from now on in this process, if it is installed; it is loaded when the first large draw needs it."""
+    """Use numba from now on in this process, if it is installed; it is loaded when the first kernel needs it.
+
+    If torch is not loaded yet, its threads will sleep soon when they have nothing to do: by default they spin for
+    milliseconds, on the cores that the kernels' threads need.
+    """
     global _enabled
     _enabled = True
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when libgomp is loaded, with torch
 
 
 def kernel() -> Callable[..., None] | None:
-    """`_word` compiled, or None where it is not enabled or numba is not installed. It holds no lock of Python's, so
-    threads run side by side."""
-    return _compiled() if _enabled else None
+    """`_word` compiled, or None where it is not enabled or numba is not installed."""
+    return function(_word)
+
+
+def function(plain: Callable[..., None], *, reassociate: bool = False) -> Callable[..., None] | None:
+    """`plain` compiled, or None where that is not enabled or numba is not installed. It holds no lock of Python's, so
+    threads run side by side. `reassociate` lets sums of floats be taken in any order, as vector instructions need."""
+    return _compiled(plain, reassociate) if _enabled else None
 
 
 @cache
-def _compiled() -> Callable[..., None] | None:
+def _compiled(plain: Callable[..., None], reassociate: bool) -> Callable[..., None] | None:
     try:
         numba: Any = importlib.import_module("numba")
     except ImportError:
         return None
-    compiled: Callable[..., None] = numba.njit(nogil=True, cache=True)(_word)
+    loose = {"reassoc", "nsz", "nnan", "contract"} if reassociate else False
+    compiled: Callable[..., None] = numba.njit(nogil=True, cache=True, fastmath=loose)(plain)
     return compiled
 
 

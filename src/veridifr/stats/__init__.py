@@ -16,7 +16,15 @@ from veridifr.stats.conditional import (
     conditional_test,
 )
 from veridifr.stats.intervals import bootstrap_interval, bootstrap_interval_of, clopper_pearson
-from veridifr.stats.multiplicity import anytime_p_value, bonferroni, e_bh, holm, merge_mean, merge_products
+from veridifr.stats.multiplicity import (
+    anytime_p_value,
+    bonferroni,
+    e_bh,
+    holm,
+    holm_adjusted,
+    merge_mean,
+    merge_products,
+)
 from veridifr.stats.permutation import (
     PermutationResult,
     fewest_sequences,
@@ -67,6 +75,7 @@ __all__ = [
     "fewest_sequences",
     "floor_for_power",
     "holm",
+    "holm_adjusted",
     "informed_bet",
     "lehmann_bet",
     "merge_mean",

@@ -32,6 +32,15 @@ def holm(p_values: npt.ArrayLike, alpha: float) -> BoolArray:
     return rejected
 
 
+def holm_adjusted(p_values: npt.ArrayLike) -> FloatArray:
+    """For each of k audits the smallest alpha at which `holm` rejects it, float64[k], at most 1."""
+    p = _check_p_values(p_values)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))), 1.0)
+    return adjusted
+
+
 def e_bh(e_values: npt.ArrayLike, alpha: float) -> BoolArray:
     """The e-BH procedure: which of k audits to reject so that on average at most alpha of the rejections are false.
 

@@ -113,6 +113,8 @@ def sampling_from_vllm(params: Any) -> Sampling:
     names = getattr(type(params), "__struct_fields__", None) or vars(params)
     default = type(params)()
     changed = {name: getattr(params, name) for name in names if not name.startswith("_")}
+    if changed.get("watermarking") is False:  # what the engine makes of "not stated" where it has no watermark
+        del changed["watermarking"]
     changed = {
         name: value
         for name, value in changed.items()

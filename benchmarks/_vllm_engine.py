@@ -1,0 +1,78 @@
+"""A vLLM engine as the GPU benchmark starts it, and what all of its workers do with one."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PAPER = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
+PLAIN = {"temperature": 1.0}
+
+
+def environment(runner: str) -> None:
+    """What has to be set before vLLM is imported."""
+    os.environ.update(
+        VLLM_USE_V2_MODEL_RUNNER="1" if runner == "v2" else "0",
+        VLLM_USE_FLASHINFER_SAMPLER="0",
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
+        VLLM_NO_USAGE_STATS="1",
+        HF_HUB_OFFLINE="1",
+    )
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+
+def engine(model: Path, **options: Any) -> Any:
+    """An engine as a provider starts it; options go to vLLM."""
+    import torch
+    import vllm
+
+    from veridifr.vllm.options import EXTENSION
+
+    usual: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": False,
+        "worker_extension_cls": EXTENSION,
+        "max_num_batched_tokens": 8192,
+    }
+    if torch.cuda.is_available():
+        usual["gpu_memory_utilization"] = 0.85
+    return vllm.LLM(model=str(model), **(usual | options))
+
+
+def provider(llm: Any, seed: int | None = None, spec: Any = None) -> Any:
+    """Capture switched on."""
+    from veridifr.vllm import enable
+
+    return enable(llm, spec, fingerprint_seed=seed, allow_unverified_version=True)
+
+
+def generated(llm: Any, prompts: list[list[int]], sampling: dict[str, Any], tokens: int, seeds: list[int]) -> Any:
+    """The outputs of one batch."""
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(**sampling, seed=seed, max_tokens=tokens, ignore_eos=True, detokenize=False) for seed in seeds
+    ]
+    return llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
+
+
+def inputs_of(traces: list[Any]) -> list[dict[str, list[int]]]:
+    """Prompt and output of each trace as one prompt, but for the last token: nothing is drawn from its state."""
+    return [
+        {"prompt_token_ids": np.concatenate([t.prompt_token_ids, t.output_token_ids[:-1]]).tolist()} for t in traces
+    ]
+
+
+def bare(llm: Any, inputs: list[dict[str, list[int]]]) -> float:
+    """Seconds that the engine takes to prefill the inputs."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+    begun = time.perf_counter()
+    llm.generate(inputs, params, use_tqdm=False)
+    return time.perf_counter() - begun

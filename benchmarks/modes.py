@@ -1,0 +1,249 @@
+"""What each mode of an audit sees of each deviation, and how many tokens it takes.
+
+    PYTHONPATH=tools python benchmarks/_mode_traces.py --models DIR --out TRACES      tokens that the H200's pools lack
+    python benchmarks/modes.py --models DIR --traces TRACES --spool FILE              audit, and score every sequence
+    python benchmarks/modes.py ... --only greedy  one mode again
+    python benchmarks/modes.py --check           recompute the figures, and the tables in docs/modes.md, from raw
+    python benchmarks/modes.py --write-docs      write those tables
+
+DIR holds the model tb24m; FILE keeps evidence, so that a second run need not replay. The replay of all sequences takes
+about twenty minutes on one core, the audits as long again. Results: benchmarks/results/modes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import _results
+from _audit_cases import ROOT, tokens
+from _mode_figures import LENGTHS, block, figures
+from veridifr.auditing import audit
+from veridifr.calibration import Calibration, calibrate
+from veridifr.contracts.registry import infer, without_noise
+from veridifr.errors import CalibrationError
+from veridifr.honest_traces import HonestTraces
+from veridifr.judging import score_at
+from veridifr.planning import Aim, plan
+from veridifr.references import Reference, ReferenceSettings, load
+from veridifr.replay import Replayer
+from veridifr.replayed import score_all
+from veridifr.requests import Planned
+from veridifr.trace import Trace
+from veridifr.traces import read_traces
+
+RESULTS = _results.RESULTS / "modes.json"
+DOCS = ROOT / "docs" / "modes.md"
+START = "<!-- modes: written by benchmarks/modes.py -->\n"
+END = "<!-- end of modes -->"
+AUDITED = 66
+"""Sequences of one audit, of 300 tokens: 19,800."""
+SHARE = 5
+"""One request in this many is routed to the smaller model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One mode: where its honest sequences and those of each deviation come from.
+
+    `sets` gives a deviation's set; sets that end in `@` are changed honest ones. `planned` gives its name for `plan`.
+    """
+
+    name: str
+    sampler: str
+    calibrate: tuple[tuple[str, int, int], ...]
+    honest: tuple[tuple[str, int, int], ...]
+    sets: dict[str, str]
+
+
+H200 = {
+    "int4 weights": "int4",
+    "fp8 weights": "fp8",
+    "fp8 key-value cache": "kv_fp8",
+    "temperature": "temp1.1",
+    "top-p": "top_p0.85",
+    "another model (7 M)": "held.tb7m",
+    "seeds ignored": "seeds@",
+    "one request in five to the 7 M model": "routed@held.tb7m",
+    "a penalty nobody asked for": "cpu:paper.bug",
+}
+PLANNED = {
+    "int4 weights": "int4",
+    "fp8 weights": "fp8",
+    "fp8 key-value cache": "fp8-kv",
+    "temperature": "temperature=1.1",
+}
+
+
+def _cpu(claim: str, *, top_p: bool) -> dict[str, str]:
+    found = {
+        "int4 weights": f"cpu:{claim}.int4",
+        "fp8 weights": f"cpu:{claim}.fp8",
+        "fp8 key-value cache": f"cpu:{claim}.kv_fp8",
+        "temperature": f"cpu:{claim}.temperature",
+        "another model (7 M)": f"cpu:{claim}.tb7m",
+        "one request in five to the 7 M model": f"routed@cpu:{claim}.tb7m",
+        "a penalty nobody asked for": f"cpu:{claim}.bug",
+    }
+    return found | ({"top-p": f"cpu:{claim}.top_p", "seeds ignored": "seeds@"} if top_p else {})
+
+
+_POOLS = (("honest.v1", 0, 240), ("honest.v2", 0, 240))
+_REST = (("honest.v1", 240, 360), ("honest.v2", 240, 360))
+COLUMNS = (
+    Column(name="seeded", sampler="auto", calibrate=_POOLS, honest=_REST, sets=H200),
+    Column(name="unknown sampler, filters", sampler="unknown", calibrate=_POOLS, honest=_REST, sets=H200),
+    Column(
+        name="unknown sampler, no filter",
+        sampler="unknown",
+        calibrate=(("cpu:plain.honest", 0, 130),),
+        honest=(("cpu:plain.honest", 130, 70),),
+        sets=_cpu("plain", top_p=True),
+    ),
+    Column(
+        name="greedy",
+        sampler="auto",
+        calibrate=(("cpu:greedy.honest", 0, 130),),
+        honest=(("cpu:greedy.honest", 130, 70),),
+        sets=_cpu("greedy", top_p=False),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What is fixed for the whole run."""
+
+    reference: Reference
+    replayer: Replayer
+    folder: Path
+
+    def traces(self, name: str, first: int, count: int) -> list[Trace]:
+        """Sequences of a set: of the H200's pools, or made on a CPU (`cpu:`)."""
+        if name.startswith("cpu:"):
+            return list(read_traces(self.folder / f"{name.removeprefix('cpu:')}.jsonl.gz"))[first : first + count]
+        return tokens(name, self.folder, first, count)
+
+    def deviating(self, column: Column, name: str) -> list[Trace]:
+        """The sequences of a deviation, as claimed."""
+        kind, _, source = column.sets[name].rpartition("@") if "@" in column.sets[name] else ("", "", column.sets[name])
+        honest = self.traces(column.honest[0][0], column.honest[0][1], AUDITED)
+        if kind == "routed":
+            small = self.traces(source, 0, AUDITED)
+            return [small[i] if i % SHARE == 0 else trace for i, trace in enumerate(honest)]
+        if kind == "seeds":
+            rng = np.random.default_rng(5)
+            fresh = rng.integers(0, 2**31, size=len(honest)).tolist()
+            return [replace(t, sampling=replace(t.sampling, seed=s)) for t, s in zip(honest, fresh, strict=True)]
+        return self.traces(source, 0, AUDITED)
+
+    def scores(self, column: Column, traces: Sequence[Trace], calibration: Calibration) -> dict[str, list[float]]:
+        """Scores of every sequence at each of `LENGTHS`."""
+        head = traces[0]
+        infer_by: Callable[..., Any] = without_noise if column.sampler == "unknown" else infer
+        contract = infer_by(head.engine, head.sampling, self.reference.vocab_size).contract
+        asked = [Planned(id=t.id, trace=t, end=len(t.output_token_ids), tokens=len(t.output_token_ids)) for t in traces]
+        items, _ = score_all(asked, contract, self.reference, self.replayer)
+        found = {}
+        for length in LENGTHS:
+            place = calibration.edges.index(length)
+            found[str(length)] = [score_at(item, place, calibration) for item in items]
+        return found
+
+
+def main() -> int:
+    """Exit status: 1 if figures or documents do not follow from the raw results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--models", type=Path)
+    parser.add_argument("--traces", type=Path)
+    parser.add_argument("--spool", type=Path, default=Path("modes.evidence"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=[column.name for column in COLUMNS], help="this mode alone")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--write-docs", action="store_true")
+    args = parser.parse_args()
+    if args.check:
+        wrong = _results.check(RESULTS, figures) + _docs(write=False)
+        print("\n".join(wrong) or "modes: figures and docs/modes.md follow from the raw results")
+        return 1 if wrong else 0
+    if not args.write_docs:
+        if not (args.models and args.traces):
+            parser.error("--models and --traces are needed, or --check")
+        reference = load(f"hf:{args.models / 'tb24m'}", ReferenceSettings(threads=args.threads))
+        bench = Bench(reference=reference, replayer=Replayer(reference, spool=args.spool), folder=args.traces)
+        known = _results.read(RESULTS)["raw"]["columns"] if args.only and RESULTS.exists() else {}
+        wanted = [column for column in COLUMNS if args.only in (None, column.name)]
+        measured = known | {column.name: _column(bench, column) for column in wanted}
+        raw = {"columns": {column.name: measured[column.name] for column in COLUMNS if column.name in measured}}
+        print(_results.write(RESULTS, raw, figures))
+    _docs(write=True)
+    return 0
+
+
+def _column(bench: Bench, column: Column) -> dict[str, Any]:
+    stacks = [
+        HonestTraces(name=name.removeprefix("cpu:"), traces=bench.traces(name, first, count))
+        for name, first, count in column.calibrate
+    ]
+    calibration = calibrate(stacks, bench.reference, replayer=bench.replayer, sampler=column.sampler)
+    print(column.name, calibration.statistic.sigma, calibration.detect_sigma, calibration.seeded_tokens, flush=True)
+    honest = [trace for part in column.honest for trace in bench.traces(*part)]
+    rows = {"honest": _row(bench, column, calibration, honest[:AUDITED], None)}
+    rows["honest"]["scores"] = bench.scores(column, honest, calibration)
+    for name in column.sets:
+        rows[name] = _row(bench, column, calibration, bench.deviating(column, name), PLANNED.get(name))
+        rows[name]["scores"] = bench.scores(column, bench.deviating(column, name), calibration)
+        print({key: value for key, value in rows[name].items() if key != "scores"}, name, flush=True)
+    return {
+        "sigma": calibration.statistic.sigma,
+        "detect_sigma": calibration.detect_sigma,
+        "seeded_tokens": calibration.seeded_tokens,
+        "null": {stack.name: _null(calibration, index) for index, stack in enumerate(calibration.stacks)},
+        "rows": rows,
+    }
+
+
+def _null(calibration: Calibration, index: int) -> dict[str, list[float]]:
+    places = {length: calibration.edges.index(length) for length in LENGTHS}
+    sequences = calibration.stacks[index].sequences
+    return {str(length): [s.scores[place] for s in sequences] for length, place in places.items()}
+
+
+def _row(
+    bench: Bench, column: Column, calibration: Calibration, traces: Sequence[Trace], deviation: str | None
+) -> dict[str, Any]:
+    finding = audit(traces, bench.reference, calibration, replayer=bench.replayer, sampler=column.sampler)
+    return {
+        "verdict": finding.verdict.value,
+        "p_value": finding.p_value,
+        "power": None if finding.test is None else finding.test.power,
+        "sequences": finding.sequences,
+        "mode": finding.mode,
+        "code": finding.diagnosis.code,
+        "estimate": finding.diagnosis.estimate,
+        "planned_tokens": _planned(calibration, deviation),
+    }
+
+
+def _planned(calibration: Calibration, deviation: str | None) -> int | None:
+    if deviation is None or calibration.mode == "greedy":  # those sizes were measured with seeds
+        return None
+    try:
+        best = plan(calibration, deviation, Aim(tokens=max(LENGTHS))).best
+    except CalibrationError:
+        return None
+    return None if best is None else best.fixed_tokens
+
+
+def _docs(*, write: bool) -> list[str]:
+    return _results.documented(DOCS, START, END, block(_results.read(RESULTS)["figures"]), write=write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

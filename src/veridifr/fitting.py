@@ -1,0 +1,65 @@
+"""What is fitted on honest scores: the statistic's honest sigma and epsilon, for known and for unknown noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from veridifr.distribution import MOST, NOMINAL_SIGMA, DistributionRatio, Statistic, choices_of, draw_matrix
+from veridifr.likelihood import SIGMA_GRID, fit_sigma, mix, win_matrix
+from veridifr.scores import Scores
+from veridifr.statistic import LikelihoodRatio
+
+Floats = npt.NDArray[np.float64]
+EPSILON_GRID = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+EFFECTS = (1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0)
+"""Sizes of the simulated deviations, as multiples of the honest logit noise; the declared one is added."""
+
+
+def fit_statistic(fits: Sequence[Scores]) -> LikelihoodRatio:
+    """Honest sigma and epsilon by maximum likelihood over the fit part."""
+    sigma, epsilon = _likeliest(fits, [win_matrix(scores, SIGMA_GRID) for scores in fits], SIGMA_GRID)
+    return LikelihoodRatio(sigma=sigma, epsilon=epsilon)
+
+
+def fit_distribution(fits: Sequence[Scores]) -> DistributionRatio:
+    """The same for tokens whose noise is not known; without a filter, whose edge shows errors, sigma is nominal."""
+    choices = [choices_of(scores) for scores in fits]
+    most = MOST * choices[0].temperature
+    if not any((entry.edges_M > -np.inf).any() for entry in choices):
+        return DistributionRatio(sigma=min(NOMINAL_SIGMA, most), epsilon=EPSILON_GRID[0])
+    grid = SIGMA_GRID[max(most, SIGMA_GRID[0]) >= SIGMA_GRID]
+    sigma, epsilon = _likeliest(fits, [draw_matrix(scores, grid) for scores in fits], grid)
+    return DistributionRatio(sigma=sigma, epsilon=epsilon)
+
+
+def _likeliest(fits: Sequence[Scores], wins: Sequence[Floats], grid: Floats) -> tuple[float, float]:
+    best: tuple[float, float, float] | None = None
+    for epsilon in EPSILON_GRID:
+        totals = np.array([mix(matrix, scores, epsilon).sum(axis=0) for matrix, scores in zip(wins, fits, strict=True)])
+        top = float(totals.sum(axis=0).max())
+        if best is None or top > best[0]:
+            best = (top, fit_sigma(totals, grid), epsilon)
+    assert best is not None  # noqa: S101  (the grid is not empty)
+    return best[1:]
+
+
+def effects_with(declared: float) -> tuple[float, ...]:
+    """`EFFECTS` with the declared size among them."""
+    return tuple(sorted([effect for effect in EFFECTS if abs(effect - declared) > 1e-6 * declared] + [declared]))
+
+
+def declared_by_default(statistic: Statistic, fits: Sequence[Scores]) -> float:
+    """The deviation, in logits, that a consistent verdict rules out: twice the honest noise.
+
+    Where the noise is not known it takes more to be seen: four times, or six tenths of the temperature where there is
+    no filter, so that nothing but the shape of the distribution tells.
+    """
+    if isinstance(statistic, LikelihoodRatio):
+        return 2.0 * statistic.sigma
+    choices = [choices_of(scores) for scores in fits]
+    if any((entry.edges_M > -np.inf).any() for entry in choices):
+        return 4.0 * statistic.sigma
+    return 0.6 * choices[0].temperature

@@ -1,0 +1,79 @@
+"""The small files of a model, without its weights: what the vocabulary is, where outputs end, and how ids read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veridifr.errors import ReferenceError, require
+from veridifr.trace import MAX_TOKEN_ID
+from veridifr.traces.strict_json import parse_json
+
+_MOST = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelFiles:
+    """`vocab_size` is the width of a row of logits. `tokenizer` is None where there is no tokenizer.json."""
+
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    config_digest: str
+    """SHA-256 (hex) of config.json."""
+    tokenizer: Any
+
+
+def read_model_files(folder: Path) -> ModelFiles:
+    """Read config.json, generation_config.json and tokenizer.json of `folder`; only the first must be there."""
+    raw = _bytes(folder / "config.json")
+    config = _object(raw, folder / "config.json")
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, Mapping) else config
+    size = text.get("vocab_size")
+    if type(size) is not int or not 1 <= size <= MAX_TOKEN_ID:
+        raise ReferenceError(f"{folder / 'config.json'}: vocab_size: got {size!r:.40}, expected a whole number")
+    generation = folder / "generation_config.json"
+    sources = [config, text]
+    if generation.is_file():
+        sources.insert(0, _object(_bytes(generation), generation))
+    stated: Any = next((s["eos_token_id"] for s in sources if s.get("eos_token_id") is not None), [])
+    eos = stated if isinstance(stated, list) else [stated]
+    if not all(type(token) is int and 0 <= token < size for token in eos):
+        raise ReferenceError(f"{folder}: eos_token_id: got {stated!r:.60}, expected token ids below {size}")
+    return ModelFiles(
+        vocab_size=size,
+        eos_ids=tuple(eos),
+        config_digest=hashlib.sha256(raw).hexdigest(),
+        tokenizer=_tokenizer(folder / "tokenizer.json"),
+    )
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST + 1)
+    except OSError as error:
+        raise ReferenceError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > _MOST:
+        raise ReferenceError(f"{path}: larger than {_MOST} bytes")
+    return data
+
+
+def _object(data: bytes, path: Path) -> Mapping[str, Any]:
+    try:
+        value = parse_json(data, error=ReferenceError)
+    except ReferenceError as error:
+        raise ReferenceError(f"{path}: {error}") from None
+    if not isinstance(value, dict):
+        raise ReferenceError(f"{path}: expected a JSON object")
+    return value
+
+
+def _tokenizer(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    tokenizers = require("tokenizers", "http")
+    return tokenizers.Tokenizer.from_file(str(path))

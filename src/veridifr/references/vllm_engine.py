@@ -1,0 +1,223 @@
+"""A vLLM engine in this process as the reference: claimed tokens are scored while they are prefilled.
+
+Prompt and output go in as one prompt. The hooks of `vllm_steps` hand over the final hidden states of the claimed
+positions as each step makes them; they become logits chunk by chunk, and candidates, on the device. No log-probability
+travels through the engine.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from veridifr.errors import FingerprintError, ReferenceError, VeridifrError, require
+from veridifr.evidence import Evidence
+from veridifr.fingerprints.projector import Projector
+from veridifr.fingerprints.spec import FINAL, FingerprintSpec
+from veridifr.references import Reference, ReferenceSettings, cuda_rows, vllm_steps
+from veridifr.references.heads import head_of
+from veridifr.references.hf import load_tokenizer
+from veridifr.references.listing import Listing, joined
+from veridifr.references.rows import RowLister, evidence_of
+from veridifr.references.vllm_steps import Part
+from veridifr.references.weights import digest_model, first_line, resolve
+from veridifr.trace import Trace
+
+_BATCH_TOKENS = 8192
+_SEQUENCES = 256
+
+
+@dataclass(eq=False)
+class _Replay:
+    """One trace on its way: `parts` are listings, made or pending, in the order of their rows."""
+
+    trace: Trace
+    parts: list[cuda_rows.Pending | list[Listing]] = field(default_factory=list)
+    projections: list[torch.Tensor] = field(default_factory=list)
+    rows: int = 0
+
+    def ready(self) -> bool:
+        """Whether the device is done with every part."""
+        return all(isinstance(part, list) or part.ready() for part in self.parts)
+
+
+class VllmReference(Reference):
+    """Wraps a ``vllm.LLM`` that runs in this process (`from_llm`), or starts one (`load`)."""
+
+    def __init__(self, llm: Any, tokenizer: Any, name: str, digest: str, settings: ReferenceSettings) -> None:
+        engine = llm.llm_engine
+        config = engine.vllm_config
+        executor = getattr(engine, "model_executor", None)
+        if executor is None or config.parallel_config.world_size != 1:
+            raise ReferenceError(f"reference {name}: needs VLLM_ENABLE_V1_MULTIPROCESSING=0 and one device")
+        if config.cache_config.enable_prefix_caching:
+            raise ReferenceError(f"reference {name}: needs enable_prefix_caching=False, or tokens would go unscored")
+        self.name = name
+        self.weights_digest = digest
+        self.vocab_size = int(config.model_config.get_vocab_size())
+        eos = getattr(config.model_config.hf_text_config, "eos_token_id", None)
+        self.eos_ids = tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._runner = executor.driver_worker.worker.model_runner
+        vllm_steps.check(self._runner)
+        self._device = self._runner.device
+        self._longest = int(config.model_config.max_model_len)
+        self._hidden_size = int(config.model_config.get_hidden_size())
+        self._head = head_of(self._runner.get_model(), self.vocab_size)
+        self._rows = RowLister(self._head, self.vocab_size, self.eos_ids, device=self._device, settings=settings)
+        self._spec: FingerprintSpec | None = None
+        self._projector: Projector | None = None
+        self.settings = {
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "device": str(self._device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "vllm": str(require("vllm", "vllm").__version__),
+            "tail_mass": settings.tail_mass,
+            "list_bytes": settings.list_bytes,
+        }
+
+    @classmethod
+    def load(cls, place: str, settings: ReferenceSettings) -> VllmReference:
+        """Start an engine for `place`, a directory or a hub id with `settings.revision`; no remote code."""
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        vllm = require("vllm", "vllm")
+        path = resolve(place, settings.revision)
+        digest = digest_model(path)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        on_cpu = not torch.cuda.is_available()
+        try:
+            llm = vllm.LLM(
+                model=str(path),
+                dtype=settings.dtype or ("float32" if on_cpu else "auto"),
+                skip_tokenizer_init=True,
+                enable_prefix_caching=False,
+                max_num_batched_tokens=settings.batch_tokens or _BATCH_TOKENS,
+                max_num_seqs=_SEQUENCES,
+                enforce_eager=on_cpu,
+                trust_remote_code=False,
+                load_format="safetensors",
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise ReferenceError(f"reference vllm:{place}: cannot start the engine: {first_line(error)}") from error
+        return cls(llm, load_tokenizer(path), f"vllm:{place}", digest, settings)
+
+    @classmethod
+    def from_llm(cls, llm: Any, path: Path, *, settings: ReferenceSettings | None = None) -> VllmReference:
+        """Wrap an engine that the caller started with the model at `path`."""
+        return cls(llm, load_tokenizer(path), f"vllm:{path}", digest_model(path), settings or ReferenceSettings())
+
+    def refuse(self, trace: Trace) -> str | None:
+        """See `Reference.refuse`."""
+        if not len(trace.output_token_ids):
+            return "output_token_ids: empty, so there is nothing to score"
+        top = max(int(trace.prompt_token_ids.max()), int(trace.output_token_ids.max()))
+        if top >= self.vocab_size:
+            return f"token id {top} is outside the vocabulary of {self.vocab_size}"
+        length = len(trace.prompt_token_ids) + len(trace.output_token_ids)
+        return None if length <= self._longest else f"{length} tokens are more than the engine's {self._longest}"
+
+    def decode(self, ids: Sequence[int]) -> str | None:
+        """See `Reference.decode`."""
+        if self._tokenizer is None:
+            return None
+        return cast(str, self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def measuring(self, spec: FingerprintSpec) -> Reference | None:
+        """See `Reference.measuring`: the tap after the final norm only."""
+        if spec.taps != (FINAL,):
+            return None
+        if spec.hidden_size != self._hidden_size:
+            raise FingerprintError(f"spec.hidden_size: got {spec.hidden_size}, the model's is {self._hidden_size}")
+        found = copy.copy(self)
+        found._spec = spec
+        found._projector = Projector(spec, self._device)
+        found.settings = {**self.settings, "fingerprints": spec.digest().hex()}
+        return found
+
+    def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
+        """See `Reference.evidence`. The engine batches; what one step lists is fetched while the next one runs."""
+        sampling = require("vllm", "vllm").SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        waiting: dict[str, _Replay] = {}
+        done: deque[_Replay] = deque()
+
+        failed: list[Exception] = []
+
+        def take(part: Part) -> None:  # an error here must not leave the engine in the middle of a step
+            replay = waiting.get(part.request_id)
+            try:
+                if replay is not None and not failed and self._take(replay, part):
+                    done.append(waiting.pop(part.request_id))
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, VeridifrError) as error:
+                failed.append(error)  # raised as soon as the step is over
+
+        with vllm_steps.listening(self._runner, take):
+            try:
+                for number, trace in enumerate(traces):
+                    ids = np.concatenate([trace.prompt_token_ids, trace.output_token_ids[:-1]]).tolist()
+                    name = self._engine.add_request(f"veridifr{number}", {"prompt_token_ids": ids}, sampling)
+                    waiting[name] = _Replay(trace)
+                while self._engine.has_unfinished_requests():
+                    self._engine.step()
+                    if failed:
+                        raise failed[0]
+                    while done and done[0].ready():  # the others are of a step that the device is still at
+                        yield self._finished(done.popleft())
+                while done:
+                    yield self._finished(done.popleft())
+            finally:
+                if waiting:
+                    self._engine.abort_request(list(waiting))
+        if waiting:
+            raise ReferenceError(f"reference {self.name}: {len(waiting)} sequences were never computed")
+
+    def _take(self, replay: _Replay, part: Part) -> bool:
+        """List the claimed positions among the rows of a part; whether all of the trace's are listed now."""
+        trace = replay.trace
+        first = len(trace.prompt_token_ids) - 1 + replay.rows  # the position whose state is wanted next
+        skip = max(first - part.position, 0)
+        rows = min(part.end - part.start - skip, len(trace.output_token_ids) - replay.rows)
+        if rows > 0:
+            hidden_RD = part.hidden_ND[part.start + skip : part.start + skip + rows]
+            if self._device.type == "cuda" and cuda_rows.takes(trace, self.vocab_size):
+                replay.parts.append(cuda_rows.start(self._head, trace, hidden_RD, replay.rows, self.vocab_size))
+            else:
+                replay.parts.append(list(self._rows.listings(trace, hidden_RD, replay.rows)))
+            if self._projector is not None and self._spec is not None:
+                chosen = range(-replay.rows % self._spec.every, rows, self._spec.every)
+                replay.projections.append(self._projector.project(hidden_RD[chosen.start :: chosen.step]))
+            replay.rows += rows
+        return replay.rows == len(trace.output_token_ids)
+
+    def _finished(self, replay: _Replay) -> Evidence:
+        """The evidence of a trace whose rows are all listed, or being listed."""
+        listings: list[Listing] = []
+        open_O: list[npt.NDArray[np.int64]] = []
+        draw, row = None, 0
+        for part in replay.parts:
+            pairs = [(x, _NONE) for x in part] if isinstance(part, list) else part.finish()
+            draw = draw if isinstance(part, list) else part.draw
+            for listing, open_rows in pairs:
+                listings.append(listing)
+                open_O.append(open_rows + row)
+                row += len(listing.counts_R)
+        found = evidence_of(replay.trace, self.vocab_size, joined(listings, row))
+        race = cuda_rows.race_of(draw, np.concatenate(open_O))
+        projections = None
+        if self._spec is not None:
+            projections = torch.cat(replay.projections)[None].cpu().numpy()
+        return replace(found, race=race, projections_AFK=projections)
+
+
+_NONE = np.zeros(0, dtype=np.int64)

@@ -1,0 +1,3 @@
+"""The recorded traces and their evidence."""
+
+from recorded import recorded as recorded

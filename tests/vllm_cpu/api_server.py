@@ -1,0 +1,54 @@
+"""vLLM's own API server on the CPU, as a process of its own that is gone when the test session ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+_READY = 600.0
+"""Seconds until it must answer: most of them go into imports, and other tests may be running."""
+
+
+@contextmanager
+def served(model: Path, log: Path, *options: str) -> Iterator[str]:
+    """The base URL of a server of `model` under the name tb7m; what it prints goes into the file `log`."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+        *("--served-model-name", "tb7m", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"),
+        *("--max-num-batched-tokens", "8192", *options),
+    ]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process:
+        try:
+            _wait(f"http://127.0.0.1:{port}/health", process, log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + _READY
+    while time.monotonic() < until:
+        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"the server does not answer: {log.read_text(errors='replace')[-3000:]}")
