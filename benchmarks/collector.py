@@ -59,7 +59,7 @@ def main() -> int:
 
 def faults(folder: Path) -> dict[str, Any]:
     """Part 1: what the server served, what the traces hold, and what the collector says of both."""
-    from fake_server import FakeServer, FaultyProxy
+    from fake_endpoint import FakeServer, FaultyProxy
     from runs import kill_at, lines, start, write_prompts
 
     rng, ledger, budget = random.Random(6), folder / "t.ledger", 4 * REQUESTS * (3 + TOKENS)

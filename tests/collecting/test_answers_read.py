@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import FakeServer, Response, as_json
+from fake_endpoint import FakeServer, Response, as_json
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import prompts, run

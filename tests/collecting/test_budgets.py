@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from fake_server import Body, FakeServer, Request
+from fake_endpoint import Body, FakeServer, Request
 from runs import prompts, run
 
 from veridifr import Limits

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_server import Body, FakeServer, Request, Response, as_json, tokens_for
+from fake_endpoint import Body, FakeServer, Request, Response, as_json, tokens_for
 from runs import prompts, run
 
 import veridifr

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_server import Body, FakeServer, Request, Response, as_json
+from fake_endpoint import Body, FakeServer, Request, Response, as_json
 from runs import write_prompts
 
 from veridifr.cli import main

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_server import Body, FakeServer, Request, Response, as_json
+from fake_endpoint import Body, FakeServer, Request, Response, as_json
 from runs import prompts, run, start, write_prompts
 
 from veridifr.cli import main

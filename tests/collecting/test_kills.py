@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fake_server import FAULTS, FakeServer, FaultyProxy
+from fake_endpoint import FAULTS, FakeServer, FaultyProxy
 from runs import kill_at, lines, start, write_prompts
 
 from veridifr.traces import read_requests, read_traces

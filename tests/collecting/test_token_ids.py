@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import Body, FakeServer, Request
+from fake_endpoint import Body, FakeServer, Request
 from runs import run
 
 from makers import make_trace
