@@ -73,9 +73,8 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     that was asked for, (4) test their scores against each honest stack at matched lengths and weigh power and coverage,
     (5) if divergent, look for the cause.
 
-    With `sequential` the sequences are replayed one by one, in an order fixed by its seed, until the test is decided; the
-    finding is about those looked at. To go on with more, give old and new traces, and the sizes of both purchases as
-    `Sequential.batches`: the order, the bets and what was seen stay.
+    With `sequential` sequences are replayed one by one, in an order fixed by its seed, until the test is decided. To go
+    on with more, give old and new traces, and the sizes of both purchases as `Sequential.batches`.
 
     Raises `TraceError` for no or duplicate traces and `CalibrationError` for a calibration made for something else; a
     sampler that cannot be replayed is not an error but the verdict `unsupported`.
