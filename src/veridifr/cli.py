@@ -65,12 +65,13 @@ def _audit(given: argparse.Namespace) -> int:
     from veridifr.calibration_io import read_calibration
     from veridifr.replay import Replayer
     from veridifr.traces import digest_file, engine_from_dict, read_batches, read_requests
+    from veridifr.traces.strict_json import json_argument
 
     check_writable(given.json, given.report, given.resume)
     batches = read_batches(given.traces)
     traces = [trace for batch in batches for trace in batch]
     requests = read_requests(given.requests) if given.requests else None
-    engine = engine_from_dict(_json_argument("--engine", given.engine)) if given.engine else None
+    engine = engine_from_dict(json_argument("--engine", given.engine)) if given.engine else None
     commitment = cli_seeds.commitment_of(given.seed_secret_file, traces if requests is None else requests)
     calibration, digest = read_calibration(given.calibration)
     reference = _reference(given)
@@ -219,13 +220,14 @@ def _report(given: argparse.Namespace) -> int:
 
 def _import(given: argparse.Namespace) -> int:
     from veridifr.traces import import_file, write_traces
+    from veridifr.traces.strict_json import json_argument
 
     check_writable(given.out)
     traces = import_file(
         given.kind,
         given.file,
-        sampling=_json_argument("--sampling", given.sampling),
-        engine=_json_argument("--engine", given.engine),
+        sampling=json_argument("--sampling", given.sampling),
+        engine=json_argument("--engine", given.engine),
         model=given.model,
     )
     write_traces(given.out, traces)
@@ -254,8 +256,9 @@ def _specification(given: argparse.Namespace) -> FingerprintSpec | None:
     if given.fingerprints is None:
         return None
     from veridifr.fingerprints.spec import from_dict
+    from veridifr.traces.strict_json import json_argument
 
-    return from_dict(_json_argument("--fingerprints", f"@{given.fingerprints}"))
+    return from_dict(json_argument("--fingerprints", f"@{given.fingerprints}"))
 
 
 def _publish(given: argparse.Namespace, findings: Sequence[Finding], title: str, *, text: bool = True) -> None:
@@ -273,20 +276,6 @@ def _publish(given: argparse.Namespace, findings: Sequence[Finding], title: str,
         report.write_html(given.report, findings, title=title)
     if text and not given.quiet:
         print("\n".join(report.to_text(finding) for finding in findings))
-
-
-def _json_argument(name: str, text: str) -> Any:
-    """A JSON object given as text, or as ``@FILE``."""
-    from veridifr.traces.strict_json import parse_json
-
-    try:
-        data = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
-    except OSError as error:
-        raise InputError(f"{name}: {text[1:]}: cannot be read: {error.strerror}") from error
-    try:
-        return parse_json(data, error=InputError)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
 
 
 _BY_OPTION = "with --resume FILE the next run goes on from here"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from veridifr.errors import InputError
+from veridifr.paths import check_writable
 
 if TYPE_CHECKING:
     from veridifr.collecting import ApiKey, Collected
@@ -23,9 +23,9 @@ def run(given: argparse.Namespace) -> int:
     from veridifr.collecting import Budget, Endpoint, Limits, collect
     from veridifr.collecting.collect import UNKNOWN_ENGINE
     from veridifr.traces import engine_from_dict
+    from veridifr.traces.strict_json import json_argument
 
-    if given.json is not None and not given.json.parent.is_dir():
-        raise InputError(f"{given.json}: cannot be written: no such folder")
+    check_writable(given.json)
     endpoint = Endpoint(
         base_url=given.base_url,
         model=given.model,
@@ -36,7 +36,7 @@ def run(given: argparse.Namespace) -> int:
         also_named=tuple(given.also_named),
         timeout=given.timeout,
     )
-    engine = engine_from_dict(_object("--engine", given.engine)) if given.engine else UNKNOWN_ENGINE
+    engine = engine_from_dict(json_argument("--engine", given.engine)) if given.engine else UNKNOWN_ENGINE
     found = collect(
         given.out,
         endpoint,
@@ -100,8 +100,9 @@ def _key(given: argparse.Namespace) -> ApiKey | None:
 def _sampling(given: argparse.Namespace) -> Sampling:
     """The settings of --sampling, with those that have an option of their own."""
     from veridifr.traces import sampling_from_dict
+    from veridifr.traces.strict_json import json_argument
 
-    stated = _object("--sampling", given.sampling) if given.sampling else {}
+    stated = json_argument("--sampling", given.sampling) if given.sampling else {}
     if not isinstance(stated, dict):
         raise InputError("--sampling: expected a JSON object")
     for name in ("temperature", "top_p", "top_k", "max_tokens"):
@@ -111,16 +112,3 @@ def _sampling(given: argparse.Namespace) -> Sampling:
         if value is not None:
             stated[name] = value
     return sampling_from_dict({"temperature": 1.0, "max_tokens": _TOKENS, **stated})
-
-
-def _object(name: str, text: str) -> Any:
-    """A JSON object given as text, or as ``@FILE``."""
-    from veridifr.traces.strict_json import parse_json
-
-    try:
-        data = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
-        return parse_json(data, error=InputError)
-    except OSError as error:
-        raise InputError(f"{name}: {text[1:]}: cannot be read: {error.strerror}") from error
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error

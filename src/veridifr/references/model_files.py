@@ -10,9 +10,7 @@ from typing import Any
 
 from veridifr.errors import ReferenceError, require
 from veridifr.trace import MAX_TOKEN_ID
-from veridifr.traces.strict_json import parse_json
-
-_MOST = 64 * 1024 * 1024
+from veridifr.traces.strict_json import MAX_DOCUMENT_BYTES, parse_json, read_bounded
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +26,7 @@ class ModelFiles:
 
 def read_model_files(folder: Path) -> ModelFiles:
     """Read config.json, generation_config.json and tokenizer.json of `folder`; only the first must be there."""
-    raw = _bytes(folder / "config.json")
+    raw = read_bounded(folder / "config.json", MAX_DOCUMENT_BYTES, error=ReferenceError)
     config = _object(raw, folder / "config.json")
     nested = config.get("text_config")
     text = nested if isinstance(nested, Mapping) else config
@@ -38,7 +36,7 @@ def read_model_files(folder: Path) -> ModelFiles:
     generation = folder / "generation_config.json"
     sources = [config, text]
     if generation.is_file():
-        sources.insert(0, _object(_bytes(generation), generation))
+        sources.insert(0, _object(read_bounded(generation, MAX_DOCUMENT_BYTES, error=ReferenceError), generation))
     stated: Any = next((s["eos_token_id"] for s in sources if s.get("eos_token_id") is not None), [])
     eos = stated if isinstance(stated, list) else [stated]
     if not all(type(token) is int and 0 <= token < size for token in eos):
@@ -49,17 +47,6 @@ def read_model_files(folder: Path) -> ModelFiles:
         config_digest=hashlib.sha256(raw).hexdigest(),
         tokenizer=_tokenizer(folder / "tokenizer.json"),
     )
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MOST + 1)
-    except OSError as error:
-        raise ReferenceError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > _MOST:
-        raise ReferenceError(f"{path}: larger than {_MOST} bytes")
-    return data
 
 
 def _object(data: bytes, path: Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from veridifr.errors import TraceError
 from veridifr.trace import EngineRecord, Sampling, Trace, check_int, check_number
 from veridifr.traces.jsonl import read_lines
-from veridifr.traces.strict_json import MAX_DOCUMENT_BYTES, parse_json
+from veridifr.traces.strict_json import MAX_DOCUMENT_BYTES, parse_json, read_bounded
 
 
 def from_difr(
@@ -58,13 +58,7 @@ def from_token_difr(
 
 def read_document(path: Path) -> Any:
     """The value of a file that is one JSON document of at most `MAX_DOCUMENT_BYTES`; else `TraceError`."""
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_DOCUMENT_BYTES + 1)
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise TraceError(f"{path}: longer than {MAX_DOCUMENT_BYTES} bytes")
+    data = read_bounded(path, MAX_DOCUMENT_BYTES)
     try:
         return parse_json(data)
     except TraceError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,29 @@ def parse_json(data: bytes, *, error: type[InputError] = TraceError) -> Any:
     if b"\\u" in data:  # only an escape can make one: raw surrogates are not UTF-8
         _check_surrogates(value, "", error)
     return value
+
+
+def read_bounded(path: Path, most: int, *, error: type[InputError] = TraceError) -> bytes:
+    """The whole of a file of at most `most` bytes; else `error`."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(most + 1)
+    except OSError as fault:
+        raise error(f"{path}: cannot be read: {fault.strerror or fault}") from fault
+    if len(data) > most:
+        raise error(f"{path}: longer than {most} bytes")
+    return data
+
+
+def json_argument(name: str, text: str) -> Any:
+    """A JSON value given on the command line as text, or as ``@FILE``; `InputError` that begins with `name`."""
+    try:
+        data = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
+        return parse_json(data, error=InputError)
+    except OSError as fault:
+        raise InputError(f"{name}: {text[1:]}: cannot be read: {fault.strerror}") from fault
+    except InputError as fault:
+        raise InputError(f"{name}: {fault}") from fault
 
 
 def _check_depth(data: bytes, error: type[InputError]) -> None:
