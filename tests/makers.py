@@ -12,6 +12,16 @@ from veridifr.evidence import Evidence
 from veridifr.scores import Contenders, Scores, Status
 from veridifr.trace import EngineRecord, Sampling, Trace
 
+CODE_NAMES = ("path", "value", "token", "result", "config", "index")
+CODE_STARTS = (
+    "def {0}_from(self, other):\n    ",
+    "import {0}\nfrom typing import",
+    "class {0}Error(ValueError):\n",
+    "for {0} in self._{0}s:\n    if",
+    "    @property\n    def {0}(self):",
+    "self.{0} = {0}\nself.",
+)
+"""Beginnings of code, which is what the bundled model was trained on."""
 CPU_ENGINE = EngineRecord(name="vllm", version="0.32.0", runner="v1", device="cpu", speculative_decoding=False)
 
 
@@ -34,6 +44,11 @@ def make_trace(
         engine=engine,
         finish_reason=finish_reason,
     )
+
+
+def code_prompts(names: Sequence[str] = CODE_NAMES) -> list[str]:
+    """Every beginning with every name."""
+    return [start.format(name) for name in names for start in CODE_STARTS]
 
 
 def whole_rows(trace: Trace, logits_TV: np.ndarray) -> Evidence:

@@ -123,9 +123,9 @@ def above(values_N: Logits, least_T: Floats, counts_T: Indices) -> npt.NDArray[n
     """
     if values_N.dtype == np.float64:
         return np.greater(values_N, np.repeat(least_T, counts_T))
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # beyond the largest float32 lies infinity, which compares rightly
         rounded_T = least_T.astype(np.float32)
-    rounded_T = np.where(rounded_T > least_T, np.nextafter(rounded_T, np.float32(-np.inf)), rounded_T)
+        rounded_T = np.where(rounded_T > least_T, np.nextafter(rounded_T, np.float32(-np.inf)), rounded_T)
     return np.greater(values_N, np.repeat(rounded_T, counts_T))
 
 

@@ -74,7 +74,7 @@ def test_audit_ends_with_the_verdict(
     assert {path.name for path in shop.folder.iterdir()} == {"calibration.json", file.name, "out.json", "out.html"}
 
 
-@pytest.mark.parametrize(("change", "verdict"), [({"name": "nobody's"}, "unsupported"), (None, "no_evidence")])
+@pytest.mark.parametrize(("change", "verdict"), [({"fp64_noise": True}, "unsupported"), (None, "no_evidence")])
 def test_what_decides_nothing_ends_with_3(shop: Shop, change: dict[str, Any] | None, verdict: str) -> None:
     traces = shop.recorded["v1"]
     if change:

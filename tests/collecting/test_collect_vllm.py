@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_server import RECORD, served
 
+from makers import CODE_NAMES, code_prompts
 from veridifr import (
     Collected,
     Endpoint,
@@ -31,18 +31,16 @@ from veridifr.calibration import Calibration
 from veridifr.references import Reference
 from veridifr.trace import Trace
 from veridifr.traces import read_requests
+from vllm_server import RECORD, served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-STARTS = ("def {0}_from(self, other):\n    ", "import {0}\nfrom typing import", "class {0}Error(ValueError):\n",
-    "for {0} in self._{0}s:\n    if", "    @property\n    def {0}(self):", "self.{0} = {0}\nself.")  # fmt: skip
-NAMES = ("path", "value", "token", "result", "config", "index")
 OTHER_NAMES = ("name", "size", "node", "count")
 SAMPLING = Sampling(temperature=1.0, top_p=0.95, max_tokens=60)
 
 
 def prompts(names: tuple[str, ...]) -> list[Prompt]:
-    return [Prompt(prompt=start.format(name)) for name in names for start in STARTS]
+    return [Prompt(prompt=text) for text in code_prompts(names)]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def collected(out: Path, url: str, asked: list[Prompt], **fields: Any) -> Collec
 
 @pytest.fixture(scope="module")
 def calibration(url: str, reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    found = collected(tmp_path_factory.mktemp("honest") / "honest.jsonl", url, prompts(NAMES))
+    found = collected(tmp_path_factory.mktemp("honest") / "honest.jsonl", url, prompts(CODE_NAMES))
     assert (found.answered, found.unscored, found.wrong_counts) == (36, {}, 0)
     honest = list(read_traces(found.traces))
     return calibrate([HonestTraces(name="cpu", traces=honest)], reference, detect_sigma=0.3)

@@ -84,7 +84,7 @@ def test_what_cannot_be_compared_is_named(recorded: Recorded) -> None:
 
 
 def test_an_unsupported_provider_counts_and_stands_last(recorded: Recorded) -> None:
-    strange = [replace(t, engine=replace(t.engine, name="nobody's")) for t in recorded["v1"]]
+    strange = [replace(t, engine=replace(t.engine, fp64_noise=True)) for t in recorded["v1"]]
     found = compare({"strange": strange, "v1": recorded["v1"]}, recorded.reference, recorded.calibration, 0.02)
     assert [one.name for one in found.providers] == ["v1", "strange"]
     assert found.providers[1].adjusted_p_value is None and found.providers[1].score is None

@@ -40,10 +40,10 @@ for runner in ("v1", "v2"):
         best = score(trace, lister.evidence(trace, hidden), claim).best_T
         trace = replace(trace, output_token_ids=np.where(np.arange(T) % 2, best, 5).astype(np.int32))
         want = score(trace, lister.evidence(trace, hidden), claim)
-        assert cuda_rows.takes(trace, V)
-        pending = cuda_rows.start(head, trace, hidden, 0, V)
-        pairs = pending.finish()
-        race = cuda_rows.race_of(pending.draw, np.concatenate([rows for _, rows in pairs]))
+        kernels = cuda_rows.KernelLister.of(trace, V)
+        assert kernels is not None
+        pairs = kernels.start(head, hidden, 0).finish()
+        race = kernels.race(np.concatenate([rows for _, rows in pairs]))
         assert (race is not None) == (settings == {"temperature": 0.9})
         evidence = replace(evidence_of(trace, V, joined([part for part, _ in pairs], T)), race=race).validate()
         got = score(trace, evidence, claim)

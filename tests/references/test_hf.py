@@ -214,8 +214,8 @@ def refused(place: object, match: str, **fields: Any) -> None:
 
 
 def test_names_that_are_no_reference(tmp_path: Path) -> None:
-    for name in ("", "hf:", "tb7m", "gguf:x", "evidence:"):
-        with pytest.raises(ReferenceError, match="expected hf:PATH, hf:ORG/MODEL or evidence:FILE"):
+    for name in ("", "hf:", "tb7m", "gguf:x", "evidence:", "vllm:", "http:x"):
+        with pytest.raises(ReferenceError, match="expected hf:PATH, hf:ORG/MODEL, vllm:PATH, http"):
             load(name)
     refused(tmp_path / "none", "no such directory")
     refused("none", "no such directory")

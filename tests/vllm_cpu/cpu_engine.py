@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engines import start
 
 from veridifr.trace import EngineRecord, Trace
 from veridifr.traces import from_vllm
@@ -16,21 +17,8 @@ from veridifr.traces import from_vllm
 class CpuEngine:
     """One engine on `model`. `generate` returns traces and, for each, the engine's own logits [T, V] in float32."""
 
-    def __init__(self, model: Path, *, max_model_len: int = 256, max_num_seqs: int = 64) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of what vLLM imports
-            import vllm
-
-            self.vllm = vllm
-            self.llm = vllm.LLM(
-                model=str(model),
-                dtype="bfloat16",
-                enforce_eager=True,
-                skip_tokenizer_init=True,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=8192,  # no prompt is prefilled in parts
-            )
+    def __init__(self, model: Path) -> None:
+        self.vllm, self.llm = start(model)
         self._runner = self.llm.llm_engine.model_executor.driver_worker.worker.model_runner
         self._rows: dict[str, list[np.ndarray]] = {}
         self._compute = self._runner.model.compute_logits
@@ -38,7 +26,7 @@ class CpuEngine:
         config = self.llm.llm_engine.vllm_config.model_config
         self.record = EngineRecord(
             name="vllm",
-            version=vllm.__version__,
+            version=self.vllm.__version__,
             runner="v1",
             device="cpu",
             dtype=str(config.dtype).removeprefix("torch."),

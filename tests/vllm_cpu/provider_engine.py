@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from engines import start
+
 from veridifr.vllm import EXTENSION, Provider, enable
 
 BLOCKS = 10
@@ -17,22 +19,7 @@ class ProviderEngine:
     """One engine on `model`. Capture is off until `provider` is called."""
 
     def __init__(self, model: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # those of what vLLM imports
-            import vllm
-
-            self.vllm = vllm
-            self.llm = vllm.LLM(
-                model=str(model),
-                dtype="bfloat16",
-                enforce_eager=True,
-                skip_tokenizer_init=True,
-                max_model_len=256,
-                max_num_seqs=64,
-                max_num_batched_tokens=8192,  # no prompt is prefilled in parts
-                num_gpu_blocks_override=BLOCKS,
-                worker_extension_cls=EXTENSION,
-            )
+        self.vllm, self.llm = start(model, num_gpu_blocks_override=BLOCKS, worker_extension_cls=EXTENSION)
         self.worker: Any = self.llm.llm_engine.model_executor.driver_worker.worker
         self.runner: Any = self.worker.model_runner
         self.scheduler: Any = self.llm.llm_engine.engine_core.engine_core.scheduler

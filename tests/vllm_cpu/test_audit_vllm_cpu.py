@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cpu_engine import CpuEngine
 
+from makers import code_prompts
 from veridifr import HonestTraces, ReferenceSettings, Verdict, audit, calibrate, load_reference
 from veridifr.calibration import Calibration
 from veridifr.references import Reference
@@ -19,15 +20,6 @@ from veridifr.trace import Trace
 
 pytestmark = pytest.mark.vllm
 
-NAMES = ("path", "value", "token", "result", "config", "index")
-STARTS = (
-    "def {0}_from(self, other):\n    ",
-    "import {0}\nfrom typing import",
-    "class {0}Error(ValueError):\n",
-    "for {0} in self._{0}s:\n    if",
-    "    @property\n    def {0}(self):",
-    "self.{0} = {0}\nself.",
-)
 CALIBRATE, TOKENS = 24, 60
 
 
@@ -38,7 +30,7 @@ def reference(tb7m: Path) -> Reference:
 
 def prompts(tb7m: Path) -> list[list[int]]:
     tokenizer = load_tokenizer(tb7m)
-    return [tokenizer.encode(start.format(name)) for name in NAMES for start in STARTS]
+    return [tokenizer.encode(text) for text in code_prompts()]
 
 
 def generate(engine: CpuEngine, tb7m: Path, first: int = 0, **sampling: Any) -> list[Trace]:

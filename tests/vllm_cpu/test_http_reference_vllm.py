@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from api_server import served
 from cpu_engine import CpuEngine
 from test_audit_vllm_cpu import CALIBRATE, TOKENS, generate, requests
 from test_audit_vllm_cpu import honest as honest
@@ -27,6 +26,7 @@ from veridifr.references.logprob_forms import FORMS
 from veridifr.scores import Hypothesis, Scores
 from veridifr.scoring import score
 from veridifr.trace import Trace
+from vllm_server import served
 
 pytestmark = pytest.mark.vllm
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from provider_engine import ProviderEngine
 
+from makers import code_prompts
 from veridifr import HonestTraces, ReferenceSettings, Verdict, audit, calibrate, load_reference
 from veridifr.calibration import Calibration
 from veridifr.fingerprints import FingerprintSpec
@@ -21,15 +22,6 @@ from veridifr.vllm import Provider
 pytestmark = pytest.mark.vllm
 
 SPEC = FingerprintSpec(seed=3, hidden_size=256, k=16, encoding="bfloat16")
-NAMES = ("path", "value", "token", "result", "config", "index")
-STARTS = (
-    "def {0}_from(self, other):\n    ",
-    "import {0}\nfrom typing import",
-    "class {0}Error(ValueError):\n",
-    "for {0} in self._{0}s:\n    if",
-    "    @property\n    def {0}(self):",
-    "self.{0} = {0}\nself.",
-)
 CALIBRATE, TOKENS = 24, 40
 
 
@@ -40,7 +32,7 @@ def reference(tb7m: Path) -> Reference:
 
 def served(engine: ProviderEngine, tb7m: Path, first: int = 0) -> list[Trace]:
     tokenizer = load_tokenizer(tb7m)
-    prompts = [tokenizer.encode(start.format(name)) for name in NAMES for start in STARTS][first:]
+    prompts = [tokenizer.encode(text) for text in code_prompts()][first:]
     asked = [
         {"temperature": 1.0, "top_k": 50, "top_p": 0.95, "seed": 100 + n, "max_tokens": TOKENS, "ignore_eos": True}
         for n in range(first, first + len(prompts))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cpu_engine import CpuEngine
+from engines import start
 
 from veridifr.contracts.registry import infer
 from veridifr.errors import FingerprintError, ReferenceError
@@ -29,20 +29,10 @@ SIZE = 256
 
 
 @pytest.fixture(scope="module")
-def llm(tb7m: Path, engine: CpuEngine) -> Any:
+def llm(tb7m: Path) -> Any:
     """In parts of 64 tokens: every trace is prefilled in several steps."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return engine.vllm.LLM(
-            model=str(tb7m),
-            dtype="float32",
-            enforce_eager=True,
-            skip_tokenizer_init=True,
-            enable_prefix_caching=False,
-            max_model_len=512,
-            max_num_batched_tokens=64,
-            max_num_seqs=4,
-        )
+    options = {"dtype": "float32", "max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 4}
+    return start(tb7m, enable_prefix_caching=False, **options)[1]
 
 
 @pytest.fixture(scope="module")

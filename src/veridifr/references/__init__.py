@@ -64,6 +64,15 @@ class Reference(ABC):
     def refuse(self, trace: Trace) -> str | None:
         """Why this trace cannot be replayed (ids outside the vocabulary, too long, not covered), or None."""
 
+    def _not_of_this_model(self, trace: Trace) -> str | None:
+        """Why no reference to this model can score the trace: it is empty, or of another vocabulary; else None."""
+        if not len(trace.output_token_ids):
+            return "output_token_ids: empty, so there is nothing to score"
+        top = max(int(trace.prompt_token_ids.max()), int(trace.output_token_ids.max()))
+        if top < self.vocab_size:
+            return None
+        return f"token id {top} is outside the vocabulary of {self.vocab_size}; was it tokenized with another model?"
+
     def measuring(self, spec: FingerprintSpec) -> Reference | None:  # noqa: ARG002 (subclasses use it)
         """This reference, with the projections of `spec` in its evidence and ``fingerprints`` (the hex digest of
         `spec`) in its settings; None if it cannot. `FingerprintError` if `spec` does not fit the model."""

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from veridifr.contracts.base import Contract, PhiloxRows, Stream
+from veridifr.contracts.base import Contract, Stream
+from veridifr.contracts.common import child_seed
 from veridifr.contracts.registry import infer
 from veridifr.errors import UnsupportedError
-from veridifr.evidence import HOT, Race
+from veridifr.evidence import HOT, Race, listing_temperature
 from veridifr.filters import filters_on
 from veridifr.processors import needs_processing
 from veridifr.references.listing import EDGE_ROOM, Listing, hot_tail
@@ -45,7 +46,7 @@ class Draw:
     temperature: float
 
 
-def draw_of(trace: Trace, vocab_size: int) -> Draw | None:
+def _draw_of(trace: Trace, vocab_size: int) -> Draw | None:
     """The draw of an unfiltered trace, None where the device cannot make it."""
     if trace.sampling.greedy or filters_on(trace.sampling) or trace.sampling.seed is None:
         return None
@@ -65,26 +66,50 @@ def draw_of(trace: Trace, vocab_size: int) -> Draw | None:
     return Draw(contract=contract, stream=stream, temperature=heat)
 
 
-def takes(trace: Trace, vocab_size: int) -> bool:
-    """Whether the kernels list what this trace needs. Elsewhere `rows.RowLister` does, on the same device."""
-    sampling = trace.sampling
-    if needs_processing(sampling) or vocab_size < _LANES:
-        return False
-    if sampling.greedy:
-        return True
-    if sampling.top_k is not None:
-        return sampling.top_k + EDGE_ROOM <= SHORT
-    return draw_of(trace, vocab_size) is not None
+@dataclass(frozen=True, kw_only=True)
+class KernelLister:
+    """Lists the rows of one trace by kernels; made by `of`."""
+
+    trace: Trace
+    vocab_size: int
+    draw: Draw | None
+
+    @classmethod
+    def of(cls, trace: Trace, vocab_size: int) -> KernelLister | None:
+        """None where the kernels do not list what this trace needs: there `rows.RowLister` does, on the same device."""
+        sampling = trace.sampling
+        draw = _draw_of(trace, vocab_size)
+        short = sampling.greedy or (sampling.top_k is not None and sampling.top_k + EDGE_ROOM <= SHORT)
+        if needs_processing(sampling) or vocab_size < _LANES or not (short or draw is not None):
+            return None
+        return cls(trace=trace, vocab_size=vocab_size, draw=draw)
+
+    def start(self, head: Head, hidden_RD: torch.Tensor, first: int) -> Pending:
+        """Begin to list the rows whose final hidden states are given; output step `first` is the first of them."""
+        claimed = self.trace.output_token_ids[first : first + len(hidden_RD)]
+        claimed_R = torch.from_numpy(claimed.astype(np.int64)).to(hidden_RD.device, non_blocking=True)
+        heat = listing_temperature(self.trace.sampling)
+        made = []
+        for begin in range(0, len(hidden_RD), _ROWS):
+            logits_RV = head(hidden_RD[begin : begin + _ROWS])
+            steps_R = np.arange(first + begin, first + begin + len(logits_RV), dtype=np.int64)
+            made.append(_launch(logits_RV, claimed_R[begin : begin + len(logits_RV)], heat, self.draw, steps_R))
+        return Pending(made, heat)
+
+    def race(self, open_O: npt.NDArray[np.int64]) -> Race | None:
+        """What evidence says of a draw made on the device, None if none was."""
+        if self.draw is None:
+            return None
+        seed = child_seed(self.draw.stream)
+        return Race(contract=self.draw.contract.id, seed=seed, temperature=self.draw.temperature, open_O=open_O)
 
 
 class Pending:
-    """Rows of one trace from output step `first` on, being listed. `finish` waits for them."""
+    """Consecutive rows that are being listed. `finish` waits for them."""
 
-    def __init__(self, trace: Trace, first: int, draw: Draw | None, made: list[dict[str, Any]]) -> None:
-        self.trace = trace
-        self.first = first
-        self.draw = draw
+    def __init__(self, made: list[dict[str, Any]], heat: float) -> None:
         self._made = made
+        self._heat = heat
         self._done = torch.cuda.Event() if torch.cuda.is_available() else None
         if self._done is not None:
             self._done.record()
@@ -97,29 +122,11 @@ class Pending:
         """Consecutive listings, each with the rows of it that the race leaves open."""
         if self._done is not None:
             self._done.synchronize()
-        heat = 1.0 if self.trace.sampling.greedy else self.trace.sampling.temperature
-        return [_listing(made, heat) for made in self._made]
-
-
-def start(head: Head, trace: Trace, hidden_RD: torch.Tensor, first: int, vocab_size: int) -> Pending:
-    """Begin to list the rows of `trace` whose final hidden states are given; output step `first` is the first."""
-    draw = draw_of(trace, vocab_size)
-    claimed = trace.output_token_ids[first : first + len(hidden_RD)]
-    claimed_R = torch.from_numpy(claimed.astype(np.int64)).to(hidden_RD.device, non_blocking=True)
-    made = []
-    for begin in range(0, len(hidden_RD), _ROWS):
-        logits_RV = head(hidden_RD[begin : begin + _ROWS])
-        noise = None
-        if draw is not None:
-            steps_R = np.arange(first + begin, first + begin + len(logits_RV), dtype=np.int64)
-            noise = draw.contract.philox_rows(draw.stream, steps_R)
-        heat = 1.0 if trace.sampling.greedy else trace.sampling.temperature
-        made.append(_launch(logits_RV, claimed_R[begin : begin + len(logits_RV)], heat, draw, noise))
-    return Pending(trace, first, draw, made)
+        return [_listing(made, self._heat) for made in self._made]
 
 
 def _launch(
-    x_RV: torch.Tensor, claimed_R: torch.Tensor, heat: float, draw: Draw | None, noise: PhiloxRows | None
+    x_RV: torch.Tensor, claimed_R: torch.Tensor, heat: float, draw: Draw | None, steps_R: npt.NDArray[np.int64]
 ) -> dict[str, Any]:
     """Run the kernels over a chunk of rows and start to copy what they leave."""
     from veridifr.references import race_kernels as kernels
@@ -142,6 +149,7 @@ def _launch(
         x_RV, stride, vocab, found["least"], claimed_R, found["ids"], found["logits"], found["count"], found["rank"],
         ROOM=ROOM, BLOCK=_BLOCK, num_warps=8,
     )  # fmt: skip
+    noise = None if draw is None else draw.contract.philox_rows(draw.stream, steps_R)
     if draw is not None and noise is not None:
         found |= {"near_ids": room(RACE_ROOM, dtype=torch.int32), "near_logits": room(RACE_ROOM)}
         found["near"] = room(dtype=torch.int32)
@@ -200,11 +208,3 @@ def _listing(made: dict[str, Any], heat: float) -> tuple[Listing, npt.NDArray[np
         hot_tail_R=hot_tail(logits_N, counts_R, floor_R, HOT * heat, vocab),
     )
     return listing, open_O
-
-
-def race_of(draw: Draw | None, open_O: npt.NDArray[np.int64]) -> Race | None:
-    """What evidence says of a draw made on the device."""
-    if draw is None:
-        return None
-    seed = draw.stream.seed + (draw.stream.engine.child or 0)
-    return Race(contract=draw.contract.id, seed=seed, temperature=draw.temperature, open_O=open_O)

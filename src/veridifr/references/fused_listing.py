@@ -1,7 +1,7 @@
 """The listing of unfiltered rows in one kernel, compiled where that is switched on (`rng.compiled`).
 
-It does what `listing.list_candidates` does where only a small tail may stay unlisted, but while a row is in the cache:
-a sixth of the time on a CPU. It also comes nearer to the tail allowed, so it lists fewer candidates.
+It does what `listing.list_candidates` does where only a small tail may stay unlisted, but while a row is in the cache,
+and comes nearer to the tail allowed, so it lists fewer candidates.
 """
 
 from __future__ import annotations

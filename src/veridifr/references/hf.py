@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +16,7 @@ from veridifr.fingerprints.capture import Capture
 from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.references import Reference, ReferenceSettings
 from veridifr.references.rows import RowLister
+from veridifr.references.tokenizing import TokenizingReference, load_tokenizer
 from veridifr.references.weights import digest_model, digest_parameters, first_line, resolve
 from veridifr.trace import Trace
 
@@ -25,7 +25,7 @@ _GPU_BATCH_TOKENS = 16384
 _PROBE = 8
 
 
-class HfReference(Reference):
+class HfReference(TokenizingReference):
     """Wraps a loaded transformers causal language model (`from_model`) or loads one from disk or the hub (`load`)."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str, digest: str, settings: ReferenceSettings) -> None:
@@ -96,29 +96,12 @@ class HfReference(Reference):
 
     def refuse(self, trace: Trace) -> str | None:
         """See `Reference.refuse`."""
-        if not len(trace.output_token_ids):
-            return "output_token_ids: empty, so there is nothing to score"
-        top = max(int(trace.prompt_token_ids.max()), int(trace.output_token_ids.max()))
-        if top >= self.vocab_size:
-            return (
-                f"token id {top} is outside the vocabulary of {self.vocab_size}; was it tokenized with another model?"
-            )
+        if (why := self._not_of_this_model(trace)) is not None:
+            return why
         length = len(trace.prompt_token_ids) + len(trace.output_token_ids)
         if self._longest is not None and length > self._longest:
             return f"{length} tokens are more than the model's {self._longest} positions"
         return None
-
-    def decode(self, ids: Sequence[int]) -> str | None:
-        """See `Reference.decode`."""
-        if self._tokenizer is None:
-            return None
-        return cast(str, self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
-
-    def encode(self, text: str) -> list[int] | None:
-        """See `Reference.encode`."""
-        if self._tokenizer is None:
-            return None
-        return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
 
     def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
         """See `Reference.evidence`. Sequences are batched by length; logits are made in chunks of rows."""
@@ -215,15 +198,6 @@ def _eos_ids(model: Any) -> tuple[int, ...]:
         if found is not None:
             return tuple(int(i) for i in found) if isinstance(found, list | tuple) else (int(found),)
     return ()
-
-
-def load_tokenizer(path: Path) -> Any:
-    """The tokenizer beside a model, or None: decoded text is for people only, so its absence is no error."""
-    transformers = require("transformers", "hf")
-    try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError):
-        return None
 
 
 __all__ = ["HfReference", "digest_model", "digest_parameters", "load_tokenizer"]

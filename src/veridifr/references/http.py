@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from veridifr.contracts.common import PROCESSING, is_set
 from veridifr.errors import ReferenceError
 from veridifr.evidence import Evidence
 from veridifr.references import Reference, ReferenceSettings
@@ -22,22 +23,12 @@ from veridifr.references.http_server import Server, read_key
 from veridifr.references.logprob_forms import FORMS, Form
 from veridifr.references.model_files import read_model_files
 from veridifr.references.top_logprobs import evidence_from
-from veridifr.trace import MAX_TEXT, MAX_TOKEN_ID, Sampling, Trace
+from veridifr.trace import MAX_TEXT, MAX_TOKEN_ID, Trace
 
 _IN_FLIGHT = 8
 """Requests that wait for an answer at a time."""
 _PROBE = (0, 1, 2, 3)
 """Token ids sent to see in which form the server answers: every vocabulary has them."""
-_POINTWISE = (
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words_token_ids",
-    "min_tokens",
-)
-"""Settings that act on single logits: they can lift any token, so they need whole rows."""
 
 
 class HttpReference(Reference):
@@ -76,15 +67,10 @@ class HttpReference(Reference):
 
     def refuse(self, trace: Trace) -> str | None:
         """See `Reference.refuse`."""
-        if not len(trace.output_token_ids):
-            return "output_token_ids: empty, so there is nothing to score"
-        if (setting := _pointwise(trace.sampling)) is not None:
+        if (why := self._not_of_this_model(trace)) is not None:
+            return why
+        if (setting := next((name for name in PROCESSING if is_set(trace.sampling, name)), None)) is not None:
             return f"sampling.{setting}: needs whole rows of logits, and {self.name} lists {self._count} tokens"
-        top = max(int(trace.prompt_token_ids.max()), int(trace.output_token_ids.max()))
-        if top >= self.vocab_size:
-            return (
-                f"token id {top} is outside the vocabulary of {self.vocab_size}; was it tokenized with another model?"
-            )
         length = len(trace.prompt_token_ids) + len(trace.output_token_ids) + self._form.generated
         if self._longest is not None and length > self._longest:
             return f"{length} tokens, with what the server has to draw, are more than its {self._longest}"
@@ -170,10 +156,6 @@ class HttpReference(Reference):
             + "; ".join(refusals)
             + ")"
         )
-
-
-def _pointwise(sampling: Sampling) -> str | None:
-    return next((name for name in _POINTWISE if getattr(sampling, name) not in (None, (), {})), None)
 
 
 def _shown(value: object) -> str:

@@ -12,9 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LANES = 1024
-"""Each row is dealt to so many lanes."""
-
 
 @triton.jit  # type: ignore[untyped-decorator]
 def survey(  # noqa: PLR0913 (a kernel takes pointers)

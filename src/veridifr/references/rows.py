@@ -9,22 +9,14 @@ from queue import SimpleQueue
 import numpy as np
 import torch
 
-from veridifr.contracts.base import Stage
+from veridifr.contracts.common import V1_ORDER
 from veridifr.evidence import Evidence, evidence_key, listing_temperature
 from veridifr.processors import needs_processing, process
 from veridifr.references import ReferenceSettings, fused_listing
 from veridifr.references.listing import Listing, joined, list_candidates
 from veridifr.trace import Sampling, Trace
 
-_POINTWISE: tuple[Stage, ...] = (
-    "allowed_token_ids",
-    "bad_words",
-    "min_tokens",
-    "logit_bias",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-)
+_POINTWISE = V1_ORDER[: V1_ORDER.index("temperature")]
 _CACHED_ELEMENTS = 2**19
 _LISTING_THREADS = 8
 

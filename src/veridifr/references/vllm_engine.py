@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,9 @@ from veridifr.fingerprints.projector import Projector
 from veridifr.fingerprints.spec import FINAL, FingerprintSpec
 from veridifr.references import Reference, ReferenceSettings, cuda_rows, vllm_steps
 from veridifr.references.heads import head_of
-from veridifr.references.hf import load_tokenizer
 from veridifr.references.listing import Listing, joined
 from veridifr.references.rows import RowLister, evidence_of
+from veridifr.references.tokenizing import TokenizingReference, load_tokenizer
 from veridifr.references.vllm_steps import Part
 from veridifr.references.weights import digest_model, first_line, resolve
 from veridifr.trace import Trace
@@ -41,6 +41,7 @@ class _Replay:
     """One trace on its way: `parts` are listings, made or pending, in the order of their rows."""
 
     trace: Trace
+    kernels: cuda_rows.KernelLister | None
     parts: list[cuda_rows.Pending | list[Listing]] = field(default_factory=list)
     projections: list[torch.Tensor] = field(default_factory=list)
     rows: int = 0
@@ -50,7 +51,7 @@ class _Replay:
         return all(isinstance(part, list) or part.ready() for part in self.parts)
 
 
-class VllmReference(Reference):
+class VllmReference(TokenizingReference):
     """Wraps a ``vllm.LLM`` that runs in this process (`from_llm`), or starts one (`load`)."""
 
     def __init__(self, llm: Any, tokenizer: Any, name: str, digest: str, settings: ReferenceSettings) -> None:
@@ -120,19 +121,10 @@ class VllmReference(Reference):
 
     def refuse(self, trace: Trace) -> str | None:
         """See `Reference.refuse`."""
-        if not len(trace.output_token_ids):
-            return "output_token_ids: empty, so there is nothing to score"
-        top = max(int(trace.prompt_token_ids.max()), int(trace.output_token_ids.max()))
-        if top >= self.vocab_size:
-            return f"token id {top} is outside the vocabulary of {self.vocab_size}"
+        if (why := self._not_of_this_model(trace)) is not None:
+            return why
         length = len(trace.prompt_token_ids) + len(trace.output_token_ids)
         return None if length <= self._longest else f"{length} tokens are more than the engine's {self._longest}"
-
-    def decode(self, ids: Sequence[int]) -> str | None:
-        """See `Reference.decode`."""
-        if self._tokenizer is None:
-            return None
-        return cast(str, self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
 
     def measuring(self, spec: FingerprintSpec) -> Reference | None:
         """See `Reference.measuring`: the tap after the final norm only."""
@@ -151,7 +143,6 @@ class VllmReference(Reference):
         sampling = require("vllm", "vllm").SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         waiting: dict[str, _Replay] = {}
         done: deque[_Replay] = deque()
-
         failed: list[Exception] = []
 
         def take(part: Part) -> None:  # an error here must not leave the engine in the middle of a step
@@ -167,7 +158,7 @@ class VllmReference(Reference):
                 for number, trace in enumerate(traces):
                     ids = np.concatenate([trace.prompt_token_ids, trace.output_token_ids[:-1]]).tolist()
                     name = self._engine.add_request(f"veridifr{number}", {"prompt_token_ids": ids}, sampling)
-                    waiting[name] = _Replay(trace)
+                    waiting[name] = _Replay(trace, self._kernels(trace))
                 while self._engine.has_unfinished_requests():
                     self._engine.step()
                     if failed:
@@ -182,6 +173,9 @@ class VllmReference(Reference):
         if waiting:
             raise ReferenceError(f"reference {self.name}: {len(waiting)} sequences were never computed")
 
+    def _kernels(self, trace: Trace) -> cuda_rows.KernelLister | None:
+        return cuda_rows.KernelLister.of(trace, self.vocab_size) if self._device.type == "cuda" else None
+
     def _take(self, replay: _Replay, part: Part) -> bool:
         """List the claimed positions among the rows of a part; whether all of the trace's are listed now."""
         trace = replay.trace
@@ -190,8 +184,8 @@ class VllmReference(Reference):
         rows = min(part.end - part.start - skip, len(trace.output_token_ids) - replay.rows)
         if rows > 0:
             hidden_RD = part.hidden_ND[part.start + skip : part.start + skip + rows]
-            if self._device.type == "cuda" and cuda_rows.takes(trace, self.vocab_size):
-                replay.parts.append(cuda_rows.start(self._head, trace, hidden_RD, replay.rows, self.vocab_size))
+            if replay.kernels is not None:
+                replay.parts.append(replay.kernels.start(self._head, hidden_RD, replay.rows))
             else:
                 replay.parts.append(list(self._rows.listings(trace, hidden_RD, replay.rows)))
             if self._projector is not None and self._spec is not None:
@@ -204,16 +198,15 @@ class VllmReference(Reference):
         """The evidence of a trace whose rows are all listed, or being listed."""
         listings: list[Listing] = []
         open_O: list[npt.NDArray[np.int64]] = []
-        draw, row = None, 0
+        row = 0
         for part in replay.parts:
             pairs = [(x, _NONE) for x in part] if isinstance(part, list) else part.finish()
-            draw = draw if isinstance(part, list) else part.draw
             for listing, open_rows in pairs:
                 listings.append(listing)
                 open_O.append(open_rows + row)
                 row += len(listing.counts_R)
         found = evidence_of(replay.trace, self.vocab_size, joined(listings, row))
-        race = cuda_rows.race_of(draw, np.concatenate(open_O))
+        race = None if replay.kernels is None else replay.kernels.race(np.concatenate(open_O))
         projections = None
         if self._spec is not None:
             projections = torch.cat(replay.projections)[None].cpu().numpy()
