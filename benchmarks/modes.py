@@ -26,8 +26,9 @@ from _audit_cases import ROOT, tokens
 from _mode_figures import LENGTHS, block, figures
 from veridifr.auditing import audit
 from veridifr.calibration import Calibration, calibrate
-from veridifr.contracts.registry import infer, without_noise
-from veridifr.errors import CalibrationError
+from veridifr.contracts.base import Contract
+from veridifr.contracts.registry import Inference, infer, without_noise
+from veridifr.diagnosis import diagnose
 from veridifr.honest_traces import HonestTraces
 from veridifr.judging import score_at
 from veridifr.planning import Aim, plan
@@ -35,6 +36,7 @@ from veridifr.references import Reference, ReferenceSettings, load
 from veridifr.replay import Replayer
 from veridifr.replayed import score_all
 from veridifr.requests import Planned
+from veridifr.scored import ScoredItem
 from veridifr.trace import Trace
 from veridifr.traces import read_traces
 
@@ -46,13 +48,15 @@ AUDITED = 66
 """Sequences of one audit, of 300 tokens: 19,800."""
 SHARE = 5
 """One request in this many is routed to the smaller model."""
+ASKED = 10
+"""Honest audits for which a cause is looked for all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One mode: where its honest sequences and those of each deviation come from.
 
-    `sets` gives a deviation's set; sets that end in `@` are changed honest ones. `planned` gives its name for `plan`.
+    `sets` gives a deviation's set; sets that end in `@` are changed honest ones.
     """
 
     name: str
@@ -145,16 +149,24 @@ class Bench:
 
     def scores(self, column: Column, traces: Sequence[Trace], calibration: Calibration) -> dict[str, list[float]]:
         """Scores of every sequence at each of `LENGTHS`."""
-        head = traces[0]
-        infer_by: Callable[..., Any] = without_noise if column.sampler == "unknown" else infer
-        contract = infer_by(head.engine, head.sampling, self.reference.vocab_size).contract
-        asked = [Planned(id=t.id, trace=t, end=len(t.output_token_ids), tokens=len(t.output_token_ids)) for t in traces]
-        items, _ = score_all(asked, contract, self.reference, self.replayer)
+        items = self.items(column, traces)
         found = {}
         for length in LENGTHS:
             place = calibration.edges.index(length)
             found[str(length)] = [score_at(item, place, calibration) for item in items]
         return found
+
+    def items(self, column: Column, traces: Sequence[Trace]) -> list[ScoredItem]:
+        """Every sequence scored as its own record says: honest ones are of two runners."""
+        infer_by: Callable[..., Inference] = without_noise if column.sampler == "unknown" else infer
+        groups: dict[str, tuple[Contract, list[Planned]]] = {}
+        for t in traces:
+            contract = infer_by(t.engine, t.sampling, self.reference.vocab_size).contract
+            count = len(t.output_token_ids)
+            group = groups.setdefault(contract.id, (contract, []))[1]
+            group.append(Planned(id=t.id, trace=t, end=count, tokens=count))
+        scored = [score_all(asked, contract, self.reference, self.replayer)[0] for contract, asked in groups.values()]
+        return [item for group in scored for item in group]
 
 
 def main() -> int:
@@ -196,6 +208,8 @@ def _column(bench: Bench, column: Column) -> dict[str, Any]:
     honest = [trace for part in column.honest for trace in bench.traces(*part)]
     rows = {"honest": _row(bench, column, calibration, honest[:AUDITED], None)}
     rows["honest"]["scores"] = bench.scores(column, honest, calibration)
+    rows["honest"]["asked"] = _asked(bench, column, calibration, honest)
+    print({key: value for key, value in rows["honest"].items() if key != "scores"}, flush=True)
     for name in column.sets:
         rows[name] = _row(bench, column, calibration, bench.deviating(column, name), PLANNED.get(name))
         rows[name]["scores"] = bench.scores(column, bench.deviating(column, name), calibration)
@@ -215,6 +229,17 @@ def _null(calibration: Calibration, index: int) -> dict[str, list[float]]:
     return {str(length): [s.scores[place] for s in sequences] for length, place in places.items()}
 
 
+def _asked(bench: Bench, column: Column, calibration: Calibration, honest: Sequence[Trace]) -> list[str]:
+    """The codes of honest audits that are asked for a cause as if they had been divergent."""
+    one_engine = [trace for trace in honest if trace.engine == honest[0].engine]
+    scored = [item.scored for item in bench.items(column, one_engine)]
+    rng, codes = np.random.default_rng(11), []
+    for _ in range(ASKED if column.name != "seeded" else 0):  # docs/diagnosis.md has those with known noise
+        drawn = [scored[i] for i in rng.permutation(len(scored))[:AUDITED]]
+        codes.append(diagnose(drawn, calibration.statistic, rng).code)
+    return codes
+
+
 def _row(
     bench: Bench, column: Column, calibration: Calibration, traces: Sequence[Trace], deviation: str | None
 ) -> dict[str, Any]:
@@ -227,17 +252,17 @@ def _row(
         "mode": finding.mode,
         "code": finding.diagnosis.code,
         "estimate": finding.diagnosis.estimate,
-        "planned_tokens": _planned(calibration, deviation),
+        "sentence": finding.diagnosis.sentence,
+        "gains": [[cause.code, cause.estimate, cause.gain] for cause in finding.diagnosis.alternatives],
+        "logit_noise": finding.effective_logit_noise.estimate,
+        "planned_tokens": {str(length): _planned(calibration, deviation, length) for length in LENGTHS},
     }
 
 
-def _planned(calibration: Calibration, deviation: str | None) -> int | None:
-    if deviation is None or calibration.mode == "greedy":  # those sizes were measured with seeds
+def _planned(calibration: Calibration, deviation: str | None, length: int) -> int | None:
+    if deviation is None or (calibration.mode == "greedy" and deviation.startswith("temperature")):
         return None
-    try:
-        best = plan(calibration, deviation, Aim(tokens=max(LENGTHS))).best
-    except CalibrationError:
-        return None
+    best = plan(calibration, deviation, Aim(tokens=length)).best
     return None if best is None else best.fixed_tokens
 
 

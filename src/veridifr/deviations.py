@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 from veridifr.errors import CalibrationError
 
+Shown = Literal["noise", "edge", "near ties"]
+"""What shows the size of errors: known noise (or no better), the edge of a filter, or near ties at temperature 0."""
 SOURCE = "measured on tb24m (24 M parameters) with vLLM 0.24 on an H200; other models and engines differ"
 """Where `MULTIPLES` comes from. The honest noise there is 0.029 logits."""
 MULTIPLES = MappingProxyType(
@@ -18,12 +22,22 @@ MULTIPLES = MappingProxyType(
         "int4": 12.0,
     }
 )
+SHOWN_AS: Mapping[Shown, Mapping[str, float]] = MappingProxyType(
+    {
+        "noise": MULTIPLES,
+        "edge": MappingProxyType({**MULTIPLES, "fp8-kv": 4.8, "fp8": 4.8, "int4": 27.0}),
+        "near ties": MappingProxyType({"fp8-kv": 2.4, "fp8": 2.9, "int4": 11.0}),
+    }
+)
+"""The same where errors are seen otherwise. They are not normal, so their effective size depends on which of them
+count: at the edge of a filter the largest do. Those at temperature 0 are of the same model on a CPU, with every layer
+rounded to bfloat16 (docs/modes.md), where the honest noise is 0.035 logits."""
 
 
-def size_of(deviation: str, honest_sigma: float) -> tuple[float, str | None]:
+def size_of(deviation: str, honest_sigma: float, shown: Shown = "noise") -> tuple[float, str | None]:
     """Size of a deviation as a multiple of the honest noise, and where it is from (None for ``sigma=X`` in logits).
 
-    Raises `CalibrationError` for a name that is not known.
+    Raises `CalibrationError` for a name that is not known, or not where errors are `shown` that way.
     """
     name, _, number = deviation.partition("=")
     if name == "sigma":
@@ -34,6 +48,10 @@ def size_of(deviation: str, honest_sigma: float) -> tuple[float, str | None]:
         if not 0.0 < value < 1e6:
             raise CalibrationError(f"deviation: got {deviation[:60]!r}, expected sigma=X with X in logits above 0")
         return value / honest_sigma, None
-    if deviation not in MULTIPLES:
-        raise CalibrationError(f"deviation: got {deviation[:60]!r}, expected sigma=X or one of {', '.join(MULTIPLES)}")
-    return MULTIPLES[deviation], SOURCE
+    known = SHOWN_AS[shown]
+    if deviation not in known:
+        where = " at temperature 0" if shown == "near ties" else ""
+        raise CalibrationError(
+            f"deviation: got {deviation[:60]!r}, expected sigma=X or one of {', '.join(known)}{where}"
+        )
+    return known[deviation], SOURCE

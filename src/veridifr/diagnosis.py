@@ -6,6 +6,11 @@ the best value of the causes that are not hopeless. On the second half, the best
 sequence. A cause is named only if its lead over the claim *and* over the best other cause is at least `MARGIN` nats in
 total and `Z_MARGIN` standard errors (over sequences); otherwise the divergence is `unexplained`. What was named is then
 estimated on all sequences. docs/diagnosis.md has the rates at which right and wrong causes are named.
+
+Where the noise is not known, or at temperature 0, a token says less. Then more sequences are used, each half is held
+out once while the other is fitted, and the forward pass has errors of more than one shape (`erring`). At temperature 0
+draws at a low temperature are hardly told from errors of the logits: if neither leads, the forward pass is named, and
+the sentence says which temperature would do as well.
 """
 
 from __future__ import annotations
@@ -17,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from veridifr.contracts.registry import infer
+from veridifr.contracts.registry import infer, mode_of
 from veridifr.distribution import Statistic, token_log_likelihoods
+from veridifr.erring import log_likelihoods_erring
 from veridifr.errors import UnsupportedError
 from veridifr.finding import Alternative, Diagnosis, Interval
 from veridifr.hypotheses import (
@@ -42,6 +48,8 @@ FEWEST = 4
 """Fewest sequences, two in each half, for which a cause is named."""
 MOST = 48
 """Sequences used at most: enough to tell causes apart, and the time stays short."""
+MOST_WITHOUT_NOISE = 96
+"""The same where there is no known noise: a token says less, and a cause is tried in less time."""
 FINALISTS = 6
 """Causes that compete on the second half, the forward pass among them."""
 _FIRST = 2
@@ -79,18 +87,24 @@ def diagnose(
         return Diagnosis(
             code="unexplained", sentence=f"Naming a cause takes at least {FEWEST} sequences; there are {len(items)}."
         )
-    order = rng.permutation(len(items))[:MOST]
+    known = mode_of(items[0].claim.contract.id) == "seeded"
+    order = rng.permutation(len(items))[: MOST if known else MOST_WITHOUT_NOISE]
     fit = [items[i] for i in order[: len(order) // 2]]
     held = [items[i] for i in order[len(order) // 2 :]]
-    claim_S = _claim(held, statistic)
     causes = _causes(fit, held, statistic, quiet)
+    if not known:
+        causes = _both(causes, _causes(held, fit, statistic, quiet))
+        held = [*held, *fit]
+    claim_S = _claim(held, statistic)
     tokens = sum(item.evidence.tokens for item in held)
     ranked = sorted(causes, key=lambda cause: -float(cause.held_out_S.sum()))
     tried = tuple(_alternative(cause, claim_S, tokens) for cause in ranked)
     if not ranked or not _leads(ranked[0].held_out_S - claim_S):
         return Diagnosis(code="unexplained", sentence="No single cause that was tried explains it.", alternatives=tried)
-    same = [cause for cause in ranked if _same_noise(cause, ranked[0])]
-    best = _in_use(same, items[0])
+    same = [cause for cause in ranked if _same_noise(cause, ranked[0]) or _same_at_zero(cause, ranked[0], items[0])]
+    best = _preferred(same, items[0])
+    if not _leads(best.held_out_S - claim_S):
+        return Diagnosis(code="unexplained", sentence="No single cause that was tried explains it.", alternatives=tried)
     rivals = [cause for cause in ranked if cause not in same]
     if rivals and not _leads(best.held_out_S - rivals[0].held_out_S):
         return Diagnosis(
@@ -99,8 +113,18 @@ def diagnose(
             alternatives=tried,
         )
     named = _diagnosis(best, items, statistic, rng, tried)
-    twins = " or ".join(cause.candidate.label for cause in same if cause is not best)
+    twins = " or ".join(_twin(cause) for cause in same if cause is not best)
     return replace(named, sentence=f"{named.sentence} {twins} would do as well.") if twins else named
+
+
+def _both(causes: Sequence[_Cause], swapped: Sequence[_Cause]) -> list[_Cause]:
+    """Causes with the held-out likelihoods of one half, then of the other; those that both halves tried."""
+    other = {cause.candidate.code: cause.held_out_S for cause in swapped}
+    return [
+        replace(cause, held_out_S=np.concatenate([cause.held_out_S, other[cause.candidate.code]]))
+        for cause in causes
+        if cause.candidate.code in other
+    ]
 
 
 def _same_noise(one: _Cause, other: _Cause) -> bool:
@@ -109,6 +133,22 @@ def _same_noise(one: _Cause, other: _Cause) -> bool:
         return True
     both = one.candidate.code == other.candidate.code == "sampler_contract"
     return both and float(np.abs(one.held_out_S - other.held_out_S).sum()) < _SAME
+
+
+def _same_at_zero(one: _Cause, best: _Cause, item: ScoredSequence) -> bool:
+    """Whether a cause is not told from the best one at temperature 0, where there are but two (`hypotheses`)."""
+    return item.claim.sampling.greedy and not _leads(best.held_out_S - one.held_out_S)
+
+
+def _preferred(same: Sequence[_Cause], item: ScoredSequence) -> _Cause:
+    """Of causes that are not told apart: the forward pass, or the contract that is in use."""
+    forward = [cause for cause in same if cause.candidate.code == "forward_pass"]
+    return forward[0] if forward else _in_use(same, item)
+
+
+def _twin(cause: _Cause) -> str:
+    candidate = cause.candidate
+    return candidate.label if candidate.code == "sampler_contract" else f"Draws at {candidate.code} {candidate.label}"
 
 
 def _in_use(same: Sequence[_Cause], item: ScoredSequence) -> _Cause:
@@ -141,7 +181,8 @@ def _causes(
 ) -> list[_Cause]:
     """The best candidate of each code (each contract on its own) that is not hopeless on `fit`, evaluated on `held`."""
     ranked = _shortlist(fit[:_FEW], statistic, quiet)
-    causes = [_forward_pass(fit, held, statistic)]
+    known = mode_of(fit[0].claim.contract.id) == "seeded"
+    causes = [_forward_pass(fit, held, statistic) if known else _erring(fit, held, statistic)]
     for candidate in ranked[: FINALISTS - 1]:
         chosen = _refine(fit[:_FEW], candidate, statistic)
         held_out = _per_sequence(held, chosen, statistic)
@@ -200,6 +241,17 @@ def _forward_pass(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence],
     return _Cause(candidate=candidate, estimate=sigma, held_out_S=held_out)
 
 
+def _erring(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: Statistic) -> _Cause:
+    """The forward pass where the noise is not known: size and shape of its errors are fitted, but are no estimate."""
+    fit_SG, held_SG = (
+        np.array([log_likelihoods_erring(item.scores, statistic.epsilon).sum(axis=0) for item in items])
+        for items in (fit, held)
+    )
+    candidate = Candidate(code="forward_pass", parameter=None, label="errors", value=None, hypothesis=None)
+    best = int(np.argmax(fit_SG.sum(axis=0)))
+    return _Cause(candidate=candidate, estimate=None, held_out_S=held_SG[:, best])
+
+
 def _grid(items: Sequence[ScoredSequence], statistic: Statistic) -> Floats:
     return np.array([token_log_likelihoods(i.scores, SIGMA_GRID, statistic.epsilon).sum(axis=0) for i in items])
 
@@ -224,7 +276,7 @@ def _diagnosis(
 ) -> Diagnosis:
     code = best.candidate.code
     estimate, interval, parameter = best.estimate, None, best.candidate.parameter
-    if code == "forward_pass":
+    if code == "forward_pass" and parameter is not None:
         totals = _grid(items, statistic)
         estimate = fit_sigma(totals, SIGMA_GRID)
         interval = sigma_interval(totals, SIGMA_GRID, rng)
@@ -283,7 +335,8 @@ def _alternative(cause: _Cause, claim_S: Floats, tokens: int) -> Alternative:
 def _named(cause: _Cause) -> str:
     candidate = cause.candidate
     if candidate.code == "forward_pass":
-        return f"another forward pass (logit noise {cause.estimate:.3g})"
+        size = "" if cause.estimate is None else f" (logit noise {cause.estimate:.3g})"
+        return f"another forward pass{size}"
     if candidate.code == "sampler_contract":
         return f"the sampler {candidate.label}"
     return f"{candidate.code} {candidate.label}"
@@ -291,6 +344,12 @@ def _named(cause: _Cause) -> str:
 
 def _sentence(cause: _Cause, item: ScoredSequence, statistic: Statistic) -> str:
     candidate, claim = cause.candidate, item.claim
+    if candidate.code == "forward_pass" and cause.estimate is None:
+        what = "likeliest tokens" if claim.sampling.greedy else "draws"
+        return (
+            f"The forward pass differs: these are the {what} of other logits than the reference's. Other weights, a "
+            "quantization or a bug would do this."
+        )
     if candidate.code == "forward_pass":
         times = (cause.estimate or 0.0) / statistic.sigma
         return (
