@@ -24,7 +24,7 @@ from scipy.special import expit, ndtr
 
 from veridifr.contracts.unknown import UNKNOWN
 from veridifr.filters import filters_on, membership
-from veridifr.likelihood import log_likelihoods, mix
+from veridifr.likelihood import SIGMA_GRID, log_likelihoods, mix
 from veridifr.scores import Choices, Scores
 from veridifr.statistic import SPREAD, Alternative, Floats, LikelihoodRatio, equally, error_sizes, prefixes_of
 
@@ -192,6 +192,14 @@ def token_log_likelihoods(scores: Scores, sigmas_G: Floats, epsilon: float) -> F
     if scores.choices is None:
         return log_likelihoods(scores, sigmas_G, epsilon=epsilon)
     return mix(draw_matrix(scores, sigmas_G), scores, epsilon)
+
+
+def sizes_shown(scores: Scores) -> Floats:
+    """The sizes of `SIGMA_GRID` on which likelihoods differ, in logits: of draws, those up to `MOST` temperatures."""
+    if scores.choices is None:
+        return SIGMA_GRID
+    most = MOST * scores.choices.temperature * (1.0 + 1e-9)
+    return SIGMA_GRID[max(most, SIGMA_GRID[0]) >= SIGMA_GRID]
 
 
 def draw_matrix(scores: Scores, sigmas_G: Floats) -> Floats:
