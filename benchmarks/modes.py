@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -29,8 +30,8 @@ from veridifr.calibration import Calibration, calibrate
 from veridifr.contracts.base import Contract
 from veridifr.contracts.registry import Inference, infer, without_noise
 from veridifr.diagnosis import diagnose
+from veridifr.effects import rounded
 from veridifr.honest_traces import HonestTraces
-from veridifr.judging import score_at
 from veridifr.planning import Aim, plan
 from veridifr.references import Reference, ReferenceSettings, load
 from veridifr.replay import Replayer
@@ -48,8 +49,8 @@ AUDITED = 66
 """Sequences of one audit, of 300 tokens: 19,800."""
 SHARE = 5
 """One request in this many is routed to the smaller model."""
-ASKED = 10
-"""Honest audits for which a cause is looked for all the same."""
+ASKED = {"unknown sampler, filters": 20, "unknown sampler, no filter": 3, "greedy": 20}
+"""Honest audits for which a cause is looked for all the same; docs/diagnosis.md has those with known noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,12 +150,7 @@ class Bench:
 
     def scores(self, column: Column, traces: Sequence[Trace], calibration: Calibration) -> dict[str, list[float]]:
         """Scores of every sequence at each of `LENGTHS`."""
-        items = self.items(column, traces)
-        found = {}
-        for length in LENGTHS:
-            place = calibration.edges.index(length)
-            found[str(length)] = [score_at(item, place, calibration) for item in items]
-        return found
+        return scores_of(self.items(column, traces), calibration)
 
     def items(self, column: Column, traces: Sequence[Trace]) -> list[ScoredItem]:
         """Every sequence scored as its own record says: honest ones are of two runners."""
@@ -167,6 +163,12 @@ class Bench:
             group.append(Planned(id=t.id, trace=t, end=count, tokens=count))
         scored = [score_all(asked, contract, self.reference, self.replayer)[0] for contract, asked in groups.values()]
         return [item for group in scored for item in group]
+
+
+def scores_of(items: Sequence[ScoredItem], calibration: Calibration) -> dict[str, list[float]]:
+    """Scores of scored sequences at each of `LENGTHS`, as an audit compares them."""
+    rows = [rounded(calibration.statistic.prefix_scores(item.scores, LENGTHS)).tolist() for item in items]
+    return {str(length): [row[place] for row in rows] for place, length in enumerate(LENGTHS)}
 
 
 def main() -> int:
@@ -212,7 +214,6 @@ def _column(bench: Bench, column: Column) -> dict[str, Any]:
     print({key: value for key, value in rows["honest"].items() if key != "scores"}, flush=True)
     for name in column.sets:
         rows[name] = _row(bench, column, calibration, bench.deviating(column, name), PLANNED.get(name))
-        rows[name]["scores"] = bench.scores(column, bench.deviating(column, name), calibration)
         print({key: value for key, value in rows[name].items() if key != "scores"}, name, flush=True)
     return {
         "sigma": calibration.statistic.sigma,
@@ -231,10 +232,12 @@ def _null(calibration: Calibration, index: int) -> dict[str, list[float]]:
 
 def _asked(bench: Bench, column: Column, calibration: Calibration, honest: Sequence[Trace]) -> list[str]:
     """The codes of honest audits that are asked for a cause as if they had been divergent."""
+    if column.name not in ASKED:
+        return []
     one_engine = [trace for trace in honest if trace.engine == honest[0].engine]
     scored = [item.scored for item in bench.items(column, one_engine)]
     rng, codes = np.random.default_rng(11), []
-    for _ in range(ASKED if column.name != "seeded" else 0):  # docs/diagnosis.md has those with known noise
+    for _ in range(ASKED[column.name]):
         drawn = [scored[i] for i in rng.permutation(len(scored))[:AUDITED]]
         codes.append(diagnose(drawn, calibration.statistic, rng).code)
     return codes
@@ -243,8 +246,17 @@ def _asked(bench: Bench, column: Column, calibration: Calibration, honest: Seque
 def _row(
     bench: Bench, column: Column, calibration: Calibration, traces: Sequence[Trace], deviation: str | None
 ) -> dict[str, Any]:
-    finding = audit(traces, bench.reference, calibration, replayer=bench.replayer, sampler=column.sampler)
+    items: list[ScoredItem] = []
+
+    def keep(*arguments: Any) -> tuple[list[ScoredItem], dict[str, str]]:
+        found, left_out = score_all(*arguments)
+        items.extend(found)
+        return found, left_out
+
+    with mock.patch("veridifr.auditing.score_all", keep):  # long listings take long to score: once is enough
+        finding = audit(traces, bench.reference, calibration, replayer=bench.replayer, sampler=column.sampler)
     return {
+        "scores": scores_of(items, calibration),
         "verdict": finding.verdict.value,
         "p_value": finding.p_value,
         "power": None if finding.test is None else finding.test.power,
