@@ -177,9 +177,7 @@ def _rates(figures: Mapping[str, Any]) -> Sequence[str]:
     lines = [f"| {' | '.join(heads)} if asked |", "|---|---|---|---|"]
     for name, rate in rates.items():
         low, high = rate["interval"]
-        asked = (
-            f"{given[name]['given']} of {given[name]['asked']}" if given[name]["asked"] else "[diagnosis](diagnosis.md)"
-        )
+        asked = f"{given[name]['given']} of {given[name]['asked']}" if given[name]["asked"] else "not asked"
         lines.append(f"| {name} | {rate['rate']:.2%} | {low:.2%} to {high:.2%} | {asked} |")
     return lines
 
