@@ -64,6 +64,8 @@ _SAME = 1.0
 """Nats in all, summed over sequences without sign, within which two contracts are taken for one."""
 _KEPT = 4
 """Candidates of each code that are tried on more than `_FIRST` sequences where there is no known noise."""
+_BEHIND = 40.0
+"""Nats in all behind the best of those candidates at which a value is not refined, where there is no known noise."""
 _HOPELESS = 40.0
 """Nats per sequence behind the best candidate of all at which one that is not the best of its code is dropped."""
 _BAR_DELAY = 2.0
@@ -185,16 +187,17 @@ def _causes(
     """The best candidate of each code (each contract on its own) that is not hopeless on `fit`, evaluated on `held`."""
     ranked = _shortlist(fit[:_FEW], statistic, quiet)
     causes = [_forward_pass(fit, held, statistic) if _known(fit[0]) else _erring(fit, held, statistic)]
-    for candidate in ranked[: FINALISTS - 1]:
-        chosen = _refine(fit[:_FEW], candidate, statistic)
+    for total, candidate in ranked[: FINALISTS - 1]:
+        behind = ranked[0][0] - total > _BEHIND and not _known(fit[0])
+        chosen = candidate if behind else _refine(fit[:_FEW], candidate, statistic)
         held_out = _per_sequence(held, chosen, statistic)
         if held_out is not None:
             causes.append(_Cause(candidate=chosen, estimate=chosen.value, held_out_S=held_out))
     return causes
 
 
-def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: bool) -> list[Candidate]:
-    """The best candidate of each code (each contract on its own) on `items`, the likeliest first."""
+def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: bool) -> list[tuple[float, Candidate]]:
+    """The best candidate of each code (each contract on its own) on `items` with its log-likelihood, likeliest first."""
     first: list[tuple[float, Candidate]] = []
     tried = list(candidates(items[0].claim))
     for candidate in tqdm(tried, desc="look for the cause", delay=_BAR_DELAY, disable=quiet or None):
@@ -216,7 +219,7 @@ def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: boo
         total = early + float(rest.sum())
         if key not in best or total > best[key][0]:
             best[key] = total, candidate
-    return [candidate for _, candidate in sorted(best.values(), key=lambda found: -found[0])]
+    return sorted(best.values(), key=lambda found: -found[0])
 
 
 def _before(first: Sequence[tuple[float, Candidate]], code: str) -> int:
