@@ -197,7 +197,7 @@ def _causes(
 
 
 def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: bool) -> list[tuple[float, Candidate]]:
-    """The best candidate of each code (each contract on its own) on `items` with its log-likelihood, likeliest first."""
+    """The best candidate of each code (each contract on its own) on `items` with its log-likelihood, the best first."""
     first: list[tuple[float, Candidate]] = []
     tried = list(candidates(items[0].claim))
     for candidate in tqdm(tried, desc="look for the cause", delay=_BAR_DELAY, disable=quiet or None):
