@@ -3,6 +3,7 @@
     PYTHONPATH=tools python benchmarks/_mode_traces.py --models DIR --out TRACES      tokens that the H200's pools lack
     python benchmarks/modes.py --models DIR --traces TRACES --spool FILE              audit, and score every sequence
     python benchmarks/modes.py ... --only greedy  one mode again
+    python benchmarks/modes.py --plans DIR       plan again with the calibrations that a run left in DIR
     python benchmarks/modes.py --check           recompute the figures, and the tables in docs/modes.md, from raw
     python benchmarks/modes.py --write-docs      write those tables
 
@@ -27,6 +28,7 @@ from _audit_cases import ROOT, tokens
 from _mode_figures import LENGTHS, block, figures
 from veridifr.auditing import audit
 from veridifr.calibration import Calibration, calibrate
+from veridifr.calibration_io import read_calibration, write_calibration
 from veridifr.contracts.base import Contract
 from veridifr.contracts.registry import Inference, infer, without_noise
 from veridifr.diagnosis import diagnose
@@ -179,6 +181,7 @@ def main() -> int:
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--spool", type=Path, default=Path("modes.evidence"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--plans", type=Path, metavar="DIR", help="leave calibrations here, or plan again with them")
     parser.add_argument("--only", choices=[column.name for column in COLUMNS], help="this mode alone")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write-docs", action="store_true")
@@ -187,26 +190,40 @@ def main() -> int:
         wrong = _results.check(RESULTS, figures) + _docs(write=False)
         print("\n".join(wrong) or "modes: figures and docs/modes.md follow from the raw results")
         return 1 if wrong else 0
-    if not args.write_docs:
+    if args.plans and not args.models:
+        raw = _results.read(RESULTS)["raw"]
+        print(_results.write(RESULTS, raw | {"columns": _planned_again(raw["columns"], args.plans)}, figures))
+    elif not args.write_docs:
         if not (args.models and args.traces):
             parser.error("--models and --traces are needed, or --check")
         reference = load(f"hf:{args.models / 'tb24m'}", ReferenceSettings(threads=args.threads))
         bench = Bench(reference=reference, replayer=Replayer(reference, spool=args.spool), folder=args.traces)
         known = _results.read(RESULTS)["raw"]["columns"] if args.only and RESULTS.exists() else {}
         wanted = [column for column in COLUMNS if args.only in (None, column.name)]
-        measured = known | {column.name: _column(bench, column) for column in wanted}
+        measured = known | {column.name: _column(bench, column, args.plans) for column in wanted}
         raw = {"columns": {column.name: measured[column.name] for column in COLUMNS if column.name in measured}}
         print(_results.write(RESULTS, raw, figures))
     _docs(write=True)
     return 0
 
 
-def _column(bench: Bench, column: Column) -> dict[str, Any]:
+def _planned_again(columns: dict[str, Any], folder: Path) -> dict[str, Any]:
+    for name, column in columns.items():
+        calibration, _ = read_calibration(folder / f"{name}.json")
+        for deviation, row in column["rows"].items():
+            row["planned_tokens"] = _plans(calibration, PLANNED.get(deviation))
+    return columns
+
+
+def _column(bench: Bench, column: Column, folder: Path | None) -> dict[str, Any]:
     stacks = [
         HonestTraces(name=name.removeprefix("cpu:"), traces=bench.traces(name, first, count))
         for name, first, count in column.calibrate
     ]
     calibration = calibrate(stacks, bench.reference, replayer=bench.replayer, sampler=column.sampler)
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+        write_calibration(folder / f"{column.name}.json", calibration)
     print(column.name, calibration.statistic.sigma, calibration.detect_sigma, calibration.seeded_tokens, flush=True)
     honest = [trace for part in column.honest for trace in bench.traces(*part)]
     rows = {"honest": _row(bench, column, calibration, honest[:AUDITED], None)}
@@ -268,8 +285,12 @@ def _row(
         "sentence": finding.diagnosis.sentence,
         "gains": [[cause.code, cause.estimate, cause.gain] for cause in finding.diagnosis.alternatives],
         "logit_noise": finding.effective_logit_noise.estimate,
-        "planned_tokens": {str(length): _planned(calibration, deviation, length) for length in LENGTHS},
+        "planned_tokens": _plans(calibration, deviation),
     }
+
+
+def _plans(calibration: Calibration, deviation: str | None) -> dict[str, int | None]:
+    return {str(length): _planned(calibration, deviation, length) for length in LENGTHS}
 
 
 def _planned(calibration: Calibration, deviation: str | None, length: int) -> int | None:
