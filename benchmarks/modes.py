@@ -51,7 +51,7 @@ AUDITED = 66
 """Sequences of one audit, of 300 tokens: 19,800."""
 SHARE = 5
 """One request in this many is routed to the smaller model."""
-ASKED = {"unknown sampler, filters": 20, "greedy": 20}
+ASKED = {"unknown sampler, filters": 10, "greedy": 20}
 """Honest audits for which a cause is looked for all the same. docs/diagnosis.md has those with known noise, and where
 no filter is on one takes minutes."""
 

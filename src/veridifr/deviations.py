@@ -26,12 +26,13 @@ SHOWN_AS: Mapping[Shown, Mapping[str, float]] = MappingProxyType(
     {
         "noise": MULTIPLES,
         "edge": MappingProxyType({**MULTIPLES, "fp8-kv": 4.8, "fp8": 4.8, "int4": 27.0}),
-        "near ties": MappingProxyType({"fp8-kv": 2.4, "fp8": 2.9, "int4": 11.0}),
+        "near ties": MappingProxyType({"fp8": 2.4, "fp8-kv": 2.5, "int4": 11.0}),
     }
 )
-"""The same where errors are seen otherwise. They are not normal, so their effective size depends on which of them
-count: at the edge of a filter the largest do. Those at temperature 0 are of the same model on a CPU, with every layer
-rounded to bfloat16 (docs/modes.md), where the honest noise is 0.035 logits."""
+"""The same where errors are seen otherwise: the size of independent errors that take about as many tokens to find
+(docs/modes.md). Real ones are larger at some tokens, so how large they look depends on which tokens show them: at the
+edge of a filter the largest ones throw tokens across. Those at temperature 0 are of the same model on a CPU, with every
+layer rounded to bfloat16, where the honest noise is 0.035 logits."""
 
 
 def size_of(deviation: str, honest_sigma: float, shown: Shown = "noise") -> tuple[float, str | None]:
