@@ -199,6 +199,11 @@ def token_log_likelihoods(scores: Scores, sigmas_G: Floats, epsilon: float) -> F
     return mix(draw_matrix(scores, sigmas_G), scores, epsilon)
 
 
+def shows_errors(scores: Scores) -> bool:
+    """Whether tokens show how large the errors of their logits are: draws do so at the edge of a filter alone."""
+    return scores.choices is None or bool((scores.choices.edges_M > -np.inf).any())
+
+
 def sizes_shown(scores: Scores) -> Floats:
     """The sizes of `SIGMA_GRID` on which likelihoods differ, in logits: of draws, those up to `MOST` temperatures."""
     if scores.choices is None:
