@@ -3,6 +3,7 @@
     PYTHONPATH=tools python benchmarks/_mode_traces.py --models DIR --out TRACES      tokens that the H200's pools lack
     python benchmarks/modes.py --models DIR --traces TRACES --spool FILE              audit, and score every sequence
     python benchmarks/modes.py ... --only greedy  one mode again
+    python benchmarks/modes.py ... --only greedy --plans DIR --causes  name the causes again, DIR holding calibrations
     python benchmarks/modes.py --plans DIR       plan again with the calibrations that a run left in DIR
     python benchmarks/modes.py --check           recompute the figures, and the tables in docs/modes.md, from raw
     python benchmarks/modes.py --write-docs      write those tables
@@ -33,6 +34,7 @@ from veridifr.contracts.base import Contract
 from veridifr.contracts.registry import Inference, infer, without_noise
 from veridifr.diagnosis import diagnose
 from veridifr.effects import rounded
+from veridifr.finding import Diagnosis
 from veridifr.honest_traces import HonestTraces
 from veridifr.planning import Aim, plan
 from veridifr.references import Reference, ReferenceSettings, load
@@ -183,6 +185,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--plans", type=Path, metavar="DIR", help="leave calibrations here, or plan again with them")
     parser.add_argument("--only", choices=[column.name for column in COLUMNS], help="this mode alone")
+    parser.add_argument("--causes", action="store_true", help="only name causes again, of one mode")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write-docs", action="store_true")
     args = parser.parse_args()
@@ -200,7 +203,10 @@ def main() -> int:
         bench = Bench(reference=reference, replayer=Replayer(reference, spool=args.spool), folder=args.traces)
         known = _results.read(RESULTS)["raw"]["columns"] if args.only and RESULTS.exists() else {}
         wanted = [column for column in COLUMNS if args.only in (None, column.name)]
-        measured = known | {column.name: _column(bench, column, args.plans) for column in wanted}
+        if args.causes:
+            measured = known | {column.name: _causes(bench, column, args.plans, known) for column in wanted}
+        else:
+            measured = known | {column.name: _column(bench, column, args.plans) for column in wanted}
         raw = {"columns": {column.name: measured[column.name] for column in COLUMNS if column.name in measured}}
         print(_results.write(RESULTS, raw, figures))
     _docs(write=True)
@@ -213,6 +219,27 @@ def _planned_again(columns: dict[str, Any], folder: Path) -> dict[str, Any]:
         for deviation, row in column["rows"].items():
             row["planned_tokens"] = _plans(calibration, PLANNED.get(deviation))
     return columns
+
+
+def _causes(bench: Bench, column: Column, folder: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """The column with the causes of its divergent audits named again."""
+    calibration, _ = read_calibration(folder / f"{column.name}.json")
+    found: dict[str, Any] = known[column.name]
+    for name, row in found["rows"].items():
+        if row["verdict"] == "divergent":
+            items = [item.scored for item in bench.items(column, bench.deviating(column, name))]
+            row |= _cause(diagnose(items, calibration.statistic, np.random.default_rng(0)))
+            print(name, row["code"], row["gains"], flush=True)
+    return found | {"commit": _results.COMMIT}
+
+
+def _cause(diagnosis: Diagnosis) -> dict[str, Any]:
+    return {
+        "code": diagnosis.code,
+        "estimate": diagnosis.estimate,
+        "sentence": diagnosis.sentence,
+        "gains": [[cause.code, cause.estimate, cause.gain] for cause in diagnosis.alternatives],
+    }
 
 
 def _column(bench: Bench, column: Column, folder: Path | None) -> dict[str, Any]:
@@ -239,6 +266,7 @@ def _column(bench: Bench, column: Column, folder: Path | None) -> dict[str, Any]
         "seeded_tokens": calibration.seeded_tokens,
         "null": {stack.name: _null(calibration, index) for index, stack in enumerate(calibration.stacks)},
         "rows": rows,
+        "commit": _results.COMMIT,
     }
 
 
@@ -280,10 +308,7 @@ def _row(
         "power": None if finding.test is None else finding.test.power,
         "sequences": finding.sequences,
         "mode": finding.mode,
-        "code": finding.diagnosis.code,
-        "estimate": finding.diagnosis.estimate,
-        "sentence": finding.diagnosis.sentence,
-        "gains": [[cause.code, cause.estimate, cause.gain] for cause in finding.diagnosis.alternatives],
+        **_cause(finding.diagnosis),
         "logit_noise": finding.effective_logit_noise.estimate,
         "planned_tokens": _plans(calibration, deviation),
     }

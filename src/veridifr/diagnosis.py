@@ -67,7 +67,8 @@ _KEPT = 4
 _BEHIND = 40.0
 """Nats in all behind the best of those candidates at which a value is not refined, where there is no known noise."""
 _HOPELESS = 40.0
-"""Nats per sequence behind the best candidate of all at which one that is not the best of its code is dropped."""
+"""Nats per sequence behind the best candidate of all at which one is dropped, unless the noise is known and it is the
+best of its code."""
 _BAR_DELAY = 2.0
 """Seconds before a progress bar shows."""
 _REFINED = 7
@@ -207,7 +208,8 @@ def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: boo
                 first.append((float(values.sum()), candidate))
     first.sort(key=lambda found: -found[0])
     if not _known(items[0]):
-        first = [found for n, found in enumerate(first) if _before(first[:n], found[1].code) < _KEPT]
+        near = [found for found in first if first[0][0] - found[0] <= _HOPELESS * _FIRST]
+        first = [found for n, found in enumerate(near) if _before(near[:n], found[1].code) < _KEPT]
     best: dict[str, tuple[float, Candidate]] = {}
     for early, candidate in first:
         key = candidate.label if candidate.code == "sampler_contract" else candidate.code

@@ -28,10 +28,15 @@ def scored(output: tuple[int, ...] = (1, 3, 0), **sampling: object) -> Scores:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_without_hot_tokens_they_are_errors_of_one_size(temperature: float) -> None:
-    found = scored(temperature=temperature)
-    plain = log_likelihoods_erring(found, EPSILON)[:, : len(SIZES)]
-    assert plain == pytest.approx(token_log_likelihoods(found, temperature * SIZES, EPSILON))
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}])
+def test_without_hot_tokens_small_errors_are_those_of_the_statistic(
+    temperature: float, filters: dict[str, int]
+) -> None:
+    """Both are exact to second order."""
+    found = scored(temperature=temperature, **filters)
+    plain, small = log_likelihoods_erring(found, EPSILON)[:, : len(SIZES)], SIZES <= 0.1
+    wanted = token_log_likelihoods(found, temperature * SIZES[small], EPSILON)
+    assert plain[:, small] == pytest.approx(wanted, abs=2e-3)
 
 
 def test_a_share_of_the_draws_is_hot() -> None:
@@ -43,11 +48,14 @@ def test_a_share_of_the_draws_is_hot() -> None:
         assert found[:, place] == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("sampling", [{}, {"top_k": 3}])
+@pytest.mark.parametrize("sampling", [{}, {"top_k": 3}, {"top_p": 0.8}])
 def test_draws_of_another_forward_pass_sum_to_one(sampling: dict[str, object]) -> None:
-    """Over the tokens that might have been claimed, up to the error of `distribution.moved`."""
+    """Over the tokens that might have been claimed: else flat distributions would favour the larger errors. Candidates
+    far outside a filter are not listed unless they are claimed, which hot tokens notice."""
     totals = sum(np.exp(log_likelihoods_erring(scored((token,) * 3, **sampling), 0.0)) for token in range(6))
-    assert totals == pytest.approx(np.ones_like(totals), abs=0.06)
+    cold = totals if not sampling else totals[:, : len(SIZES)]
+    assert cold == pytest.approx(np.ones_like(cold), abs=1e-5)
+    assert totals.min() > 1.0 - 1e-5 and totals.max() < 1.03
 
 
 def test_at_temperature_zero_the_size_is_one_for_all_or_drawn_for_each() -> None:
