@@ -183,7 +183,7 @@ def main() -> int:
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--spool", type=Path, default=Path("modes.evidence"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--plans", type=Path, metavar="DIR", help="leave calibrations here, or plan again with them")
+    parser.add_argument("--plans", type=Path, metavar="DIR", help="calibrations are kept here and taken from here")
     parser.add_argument("--only", choices=[column.name for column in COLUMNS], help="this mode alone")
     parser.add_argument("--causes", action="store_true", help="only name causes again, of one mode")
     parser.add_argument("--check", action="store_true")
@@ -243,14 +243,13 @@ def _cause(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _column(bench: Bench, column: Column, folder: Path | None) -> dict[str, Any]:
-    stacks = [
-        HonestTraces(name=name.removeprefix("cpu:"), traces=bench.traces(name, first, count))
-        for name, first, count in column.calibrate
-    ]
-    calibration = calibrate(stacks, bench.reference, replayer=bench.replayer, sampler=column.sampler)
-    if folder is not None:
-        folder.mkdir(exist_ok=True)
-        write_calibration(folder / f"{column.name}.json", calibration)
+    kept = None if folder is None else folder / f"{column.name}.json"
+    if kept is not None and kept.exists():
+        calibration, _ = read_calibration(kept)
+    else:
+        calibration = _calibration(bench, column)
+        if kept is not None:
+            write_calibration(kept, calibration)
     print(column.name, calibration.statistic.sigma, calibration.detect_sigma, calibration.seeded_tokens, flush=True)
     honest = [trace for part in column.honest for trace in bench.traces(*part)]
     rows = {"honest": _row(bench, column, calibration, honest[:AUDITED], None)}
@@ -268,6 +267,14 @@ def _column(bench: Bench, column: Column, folder: Path | None) -> dict[str, Any]
         "rows": rows,
         "commit": _results.COMMIT,
     }
+
+
+def _calibration(bench: Bench, column: Column) -> Calibration:
+    stacks = [
+        HonestTraces(name=name.removeprefix("cpu:"), traces=bench.traces(name, first, count))
+        for name, first, count in column.calibrate
+    ]
+    return calibrate(stacks, bench.reference, replayer=bench.replayer, sampler=column.sampler)
 
 
 def _null(calibration: Calibration, index: int) -> dict[str, list[float]]:

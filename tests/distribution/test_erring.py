@@ -54,7 +54,7 @@ def test_draws_of_another_forward_pass_sum_to_one(sampling: dict[str, object]) -
     far outside a filter are not listed unless they are claimed, which hot tokens notice."""
     totals = sum(np.exp(log_likelihoods_erring(scored((token,) * 3, **sampling), 0.0)) for token in range(6))
     cold = totals if not sampling else totals[:, : len(SIZES)]
-    assert cold == pytest.approx(np.ones_like(cold), abs=1e-5)
+    assert cold == pytest.approx(np.ones_like(cold), abs=1e-4)
     assert totals.min() > 1.0 - 1e-5 and totals.max() < 1.03
 
 
