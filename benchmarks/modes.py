@@ -1,10 +1,9 @@
 """What each mode of an audit sees of each deviation, and how many tokens it takes.
 
     PYTHONPATH=tools python benchmarks/_mode_traces.py --models DIR --out TRACES      tokens that the H200's pools lack
-    python benchmarks/modes.py --models DIR --traces TRACES --spool FILE              audit, and score every sequence
-    python benchmarks/modes.py ... --only greedy  one mode again
-    python benchmarks/modes.py ... --only greedy --plans DIR --causes  name the causes again, DIR holding calibrations
-    python benchmarks/modes.py --plans DIR       plan again with the calibrations that a run left in DIR
+    python benchmarks/modes.py --models DIR --traces TRACES --spool FILE --plans CALIBRATIONS    audit and score, then
+    python benchmarks/modes.py --plans CALIBRATIONS                     plan with the calibrations that this left
+    python benchmarks/modes.py ... --only greedy             one mode again, with --causes nothing but its causes
     python benchmarks/modes.py --check           recompute the figures, and the tables in docs/modes.md, from raw
     python benchmarks/modes.py --write-docs      write those tables
 
@@ -197,8 +196,8 @@ def main() -> int:
         raw = _results.read(RESULTS)["raw"]
         print(_results.write(RESULTS, raw | {"columns": _planned_again(raw["columns"], args.plans)}, figures))
     elif not args.write_docs:
-        if not (args.models and args.traces):
-            parser.error("--models and --traces are needed, or --check")
+        if not (args.models and args.traces and args.plans):
+            parser.error("--models, --traces and --plans are needed, or --check")
         reference = load(f"hf:{args.models / 'tb24m'}", ReferenceSettings(threads=args.threads))
         bench = Bench(reference=reference, replayer=Replayer(reference, spool=args.spool), folder=args.traces)
         known = _results.read(RESULTS)["raw"]["columns"] if args.only and RESULTS.exists() else {}
@@ -242,22 +241,20 @@ def _cause(diagnosis: Diagnosis) -> dict[str, Any]:
     }
 
 
-def _column(bench: Bench, column: Column, folder: Path | None) -> dict[str, Any]:
-    kept = None if folder is None else folder / f"{column.name}.json"
-    if kept is not None and kept.exists():
-        calibration, _ = read_calibration(kept)
-    else:
-        calibration = _calibration(bench, column)
-        if kept is not None:
-            write_calibration(kept, calibration)
+def _column(bench: Bench, column: Column, folder: Path) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    kept = folder / f"{column.name}.json"
+    if not kept.exists():
+        write_calibration(kept, _calibration(bench, column))
+    calibration, _ = read_calibration(kept)
     print(column.name, calibration.statistic.sigma, calibration.detect_sigma, calibration.seeded_tokens, flush=True)
     honest = [trace for part in column.honest for trace in bench.traces(*part)]
-    rows = {"honest": _row(bench, column, calibration, honest[:AUDITED], None)}
+    rows = {"honest": _row(bench, column, calibration, honest[:AUDITED])}
     rows["honest"]["scores"] = bench.scores(column, honest, calibration)
     rows["honest"]["asked"] = _asked(bench, column, calibration, honest)
     print({key: value for key, value in rows["honest"].items() if key != "scores"}, flush=True)
     for name in column.sets:
-        rows[name] = _row(bench, column, calibration, bench.deviating(column, name), PLANNED.get(name))
+        rows[name] = _row(bench, column, calibration, bench.deviating(column, name))
         print({key: value for key, value in rows[name].items() if key != "scores"}, name, flush=True)
     return {
         "sigma": calibration.statistic.sigma,
@@ -296,9 +293,7 @@ def _asked(bench: Bench, column: Column, calibration: Calibration, honest: Seque
     return codes
 
 
-def _row(
-    bench: Bench, column: Column, calibration: Calibration, traces: Sequence[Trace], deviation: str | None
-) -> dict[str, Any]:
+def _row(bench: Bench, column: Column, calibration: Calibration, traces: Sequence[Trace]) -> dict[str, Any]:
     items: list[ScoredItem] = []
 
     def keep(*arguments: Any) -> tuple[list[ScoredItem], dict[str, str]]:
@@ -317,7 +312,7 @@ def _row(
         "mode": finding.mode,
         **_cause(finding.diagnosis),
         "logit_noise": finding.effective_logit_noise.estimate,
-        "planned_tokens": _plans(calibration, deviation),
+        "planned_tokens": dict.fromkeys(map(str, LENGTHS)),  # `--plans`
     }
 
 

@@ -25,7 +25,7 @@ MULTIPLES = MappingProxyType(
 SHOWN_AS: Mapping[Shown, Mapping[str, float]] = MappingProxyType(
     {
         "noise": MULTIPLES,
-        "edge": MappingProxyType({**MULTIPLES, "fp8-kv": 4.8, "fp8": 4.8, "int4": 27.0}),
+        "edge": MappingProxyType({**MULTIPLES, "fp8-kv": 3.2, "fp8": 4.8, "int4": 16.0}),
         "near ties": MappingProxyType({"fp8": 2.4, "fp8-kv": 2.5, "int4": 11.0}),
     }
 )
