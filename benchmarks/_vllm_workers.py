@@ -59,7 +59,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
             traces[name] = capture.traces(generated(llm, prompts, sampling, args.output, seeds))
     reference = VllmReference(llm, None, "vllm:benchmark", "0" * 64, ReferenceSettings())
     tokens = args.sequences * (args.prompt + args.output - 1)
-    raw: dict[str, Any] = {"start_s": started, "tokens": tokens, "bare_s": [], "memory": {}}
+    raw: dict[str, Any] = {"start_s": started, "tokens": tokens, "memory": {}}
     inputs = {name: inputs_of(found) for name, found in traces.items()}
     scored: dict[str, Any] = {}
     for pair in range(args.pairs + 1):
@@ -78,7 +78,6 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                     f"{tokens / raw[f'{name}_evidence_s'][-1]:.0f} tokens/s",
                     flush=True,
                 )
-    del raw["bare_s"]
     raw["match"] = {name: float(np.mean([s.match_T.mean() for s in found.values()])) for name, found in scored.items()}
     raw["statuses"] = {
         name: np.bincount(np.concatenate([s.status_T for s in found.values()]), minlength=4).tolist()
@@ -98,19 +97,11 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
 
 def _verified(reference: Any, traces: list[Any]) -> tuple[float, dict[str, Any]]:
     """Seconds until every trace has its scores, and these."""
-    from veridifr.contracts.registry import infer
-    from veridifr.scores import Hypothesis
-    from veridifr.scoring import score
+    from veridifr.scoring import score_claim
 
     by_id = {trace.id: trace for trace in traces}
-
-    def one(evidence: Any) -> Any:
-        trace = by_id[evidence.trace_id]
-        contract = infer(trace.engine, trace.sampling, evidence.vocab_size).contract
-        return score(trace, evidence, Hypothesis(contract=contract, sampling=trace.sampling, seed=trace.sampling.seed))
-
     begun = time.perf_counter()
-    scores = {evidence.trace_id: one(evidence) for evidence in reference.evidence(traces)}
+    scores = {one.trace_id: score_claim(by_id[one.trace_id], one) for one in reference.evidence(traces)}
     return time.perf_counter() - begun, scores
 
 
