@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from _vllm_engine import PAPER, PLAIN, bare, engine, environment, generated, inputs_of, provider
+from _vllm_engine import PAPER, PLAIN, bare, engine, environment, generated, inputs_of, provider, verified
 from _vllm_judged import emit, peer, verify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
@@ -66,7 +66,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         for name in traces:
             plain = bare(llm, inputs[name])
             low = _peak(reset=True)
-            taken, scored[name] = _verified(reference, traces[name])
+            taken, scored[name] = verified(reference, traces[name])
             raw["memory"][name] = max(raw["memory"].get(name, 0), _peak() - low)
             if pair:
                 raw.setdefault(f"{name}_bare_s", []).append(plain)
@@ -93,16 +93,6 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     raw["decode"] = _decode(llm, args, vocab)
     raw["device"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     return raw
-
-
-def _verified(reference: Any, traces: list[Any]) -> tuple[float, dict[str, Any]]:
-    """Seconds until every trace has its scores, and these."""
-    from veridifr.scoring import score_claim
-
-    by_id = {trace.id: trace for trace in traces}
-    begun = time.perf_counter()
-    scores = {one.trace_id: score_claim(by_id[one.trace_id], one) for one in reference.evidence(traces)}
-    return time.perf_counter() - begun, scores
 
 
 def _replayed(reference: Any, traces: list[Any]) -> float:
@@ -167,7 +157,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     raw = {}
     for name in ("paper", "unfiltered"):
         trace = next(iter(read_traces(args.traces / f"{name}.jsonl")))
-        _, scores = _verified(reference, [trace])
+        _, scores = verified(reference, [trace])
         raw[name] = _kept(scores[trace.id])
     return raw
 
