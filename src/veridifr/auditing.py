@@ -20,6 +20,7 @@ from veridifr.distribution_summary import summarize
 from veridifr.errors import TraceError
 from veridifr.finding import Diagnosis, Finding, Provenance, Verdict
 from veridifr.fingerprint_judging import explained, judge_both, settle
+from veridifr.fingerprints.opened import Openings
 from veridifr.honest_traces import prompt_digest
 from veridifr.judging import Judgement, honest_scores, nothing_scored
 from veridifr.references import Reference
@@ -59,7 +60,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     sources: Sources | None = None,
     seed: int = 0,
     sequential: Sequential | bool = False,
-    fingerprints: str = "auto",
+    fingerprints: str | Openings = "auto",
     sampler: str = "auto",
 ) -> Finding:
     """Judge whether `traces` came from the model, weights and sampling settings that they claim.
@@ -67,8 +68,9 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     `alpha` is the probability with which an honest provider is called divergent. `requests` is what the verifier asked
     for, as traces whose outputs are ignored; without it the claims stand in. `engine` fixes the engine record; default
     the one that most traces state. `seed` draws the permutations. `fingerprints` is auto (those that traces carry, if
-    the calibration knows them), required or off. `sampler` is auto (by the record; else as `identification` finds; else
-    the tokens' distribution is tested, if the calibration is made for that) or unknown (the distribution at once).
+    the calibration knows them), required or off; `Openings` are required too, and only what opens a root counts.
+    `sampler` is auto (by the record; else as `identification` finds; else the tokens' distribution is tested, if the
+    calibration is made for that) or unknown (the distribution at once).
     Steps: (1) fix the record and its contract, (2) check that the calibration fits, (3) replay and score every sequence
     that was asked for, (4) test their scores against each honest stack at matched lengths and weigh power and coverage,
     (5) if divergent, look for the cause.

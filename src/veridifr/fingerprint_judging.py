@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from veridifr.calibration import Calibration
 from veridifr.errors import CalibrationError, FingerprintError, TraceError
+from veridifr.evidence import Evidence
 from veridifr.finding import Diagnosis, FingerprintSummary, StackResult, Verdict
 from veridifr.fingerprint_null import FingerprintNull, Measured, measure, prefix_scores
 from veridifr.fingerprints.attached import KEY
+from veridifr.fingerprints.opened import Openings
 from veridifr.fingerprints.spec import FINAL, layer_of
 from veridifr.judging import COVERAGE, Judgement, judge, stack_results
 from veridifr.replay import Replayer
@@ -35,16 +37,33 @@ class Settled:
     replayer: Replayer
     null: FingerprintNull | None
     assumptions: tuple[str, ...] = ()
+    openings: Openings | None = None
+    """With it fingerprints are of one tap, opened from a commitment; `null` is about that tap alone."""
+
+    def measure(self, trace: Trace, evidence: Evidence, calibration: Calibration) -> Measured:
+        """The fingerprint of a trace against its evidence; `FingerprintError` if there is none to compare."""
+        whole, null = calibration.fingerprints, self.null
+        if whole is None or null is None:
+            raise FingerprintError("fingerprint: not settled")
+        if self.openings is not None:
+            self.openings.check(trace, whole.spec)
+            place, own_AFK = whole.spec.taps.index(self.openings.tap), evidence.projections_AFK
+            if own_AFK is not None:
+                evidence = replace(evidence, projections_AFK=own_AFK[place : place + 1])
+        return measure(trace, evidence, null.spec)
 
 
 def settle(
-    mode: str, traces: Sequence[Trace], calibration: Calibration, replayer: Replayer, *, sequential: bool
+    mode: str | Openings, traces: Sequence[Trace], calibration: Calibration, replayer: Replayer, *, sequential: bool
 ) -> Settled:
     """Decide, before any score is seen, whether fingerprints are tested.
 
     auto: if the calibration knows them, any trace has one, the audit is of a fixed number of sequences, and the
-    reference can project. required: always, with an error where that cannot be. off: never.
+    reference can project. required: always, with an error where that cannot be. off: never. `Openings`: required, and
+    only what opens a root counts.
     """
+    openings = mode if isinstance(mode, Openings) else None
+    mode = "required" if isinstance(mode, Openings) else mode
     if mode not in MODES:
         raise TraceError(f"fingerprints: got {mode!r:.40}, expected one of {', '.join(MODES)}")
     null, must = calibration.fingerprints, mode == "required"
@@ -67,7 +86,13 @@ def settle(
     if null is None or why is not None:
         said = (f"Fingerprints are not used: {why}. The verdict is about tokens alone.",) if why else ()
         return Settled(replayer=replayer, null=None, assumptions=said)
-    return Settled(replayer=replayer.with_projections(null.spec), null=null)
+    measuring = replayer.with_projections(null.spec)
+    if openings is None:
+        return Settled(replayer=measuring, null=null)
+    told = (
+        f"Tap {openings.tap} was named only after the roots of the commitments had been received: the verifier's word."
+    )
+    return Settled(replayer=measuring, null=null.alone(openings.tap), assumptions=(told,), openings=openings)
 
 
 def judge_both(
@@ -84,11 +109,12 @@ def judge_both(
         return judge(planned, items, calibration, alpha, rng)
     found = judge(planned, items, calibration, alpha / 2, rng)
     sent = {trace.id: trace for trace in traces}
-    return None if found is None else _weigh(found, planned, items, sent, calibration, alpha, rng)
+    return None if found is None else _weigh(found, settled, planned, items, sent, calibration, alpha, rng)
 
 
 def _weigh(
     found: Judgement,
+    settled: Settled,
     planned: Sequence[Planned],
     items: Sequence[ScoredItem],
     sent: Mapping[str, Trace],
@@ -98,10 +124,10 @@ def _weigh(
 ) -> Judgement:
     """The judgement of tokens and fingerprints together. `found` is that of the tokens at alpha / 2, `sent` the traces
     as the provider sent them, by id."""
-    null = calibration.fingerprints
+    null = settled.null
     if null is None or found.p_value is None:
         return found
-    measured, reasons = _measured(planned, items, sent, null, calibration.edges[0])
+    measured, reasons = _measured(settled, planned, items, sent, calibration)
     compared = _Compared.of(measured, null, calibration.edges)
     results = [] if compared is None else compared.test(0, alpha / 2, rng)
     p_value = max((result.p_value for result in results), default=None)
@@ -132,14 +158,14 @@ def explained(summary: FingerprintSummary) -> Diagnosis:
 
 
 def _measured(
+    settled: Settled,
     planned: Sequence[Planned],
     items: Sequence[ScoredItem],
     sent: Mapping[str, Trace],
-    null: FingerprintNull,
-    shortest: int,
+    calibration: Calibration,
 ) -> tuple[list[Measured], dict[str, str]]:
     """Fingerprints that can be compared, and why each other one that was owed is missing."""
-    by_id = {item.planned.id: item for item in items}
+    by_id, shortest = {item.planned.id: item for item in items}, calibration.edges[0]
     measured, reasons = [], {}
     for entry in planned:
         item = by_id.get(entry.id)
@@ -149,7 +175,7 @@ def _measured(
             reasons[entry.id] = "its tokens could not be replayed"
             continue
         try:
-            one = measure(sent[entry.id], item.scored.evidence, null.spec)
+            one = settled.measure(sent[entry.id], item.scored.evidence, calibration)
         except FingerprintError as error:
             reasons[entry.id] = str(error)
             continue
