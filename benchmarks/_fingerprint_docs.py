@@ -37,7 +37,8 @@ def block(figures: Mapping[str, Any]) -> str:
     """The Markdown between the markers."""
     lines: list[str] = []
     for name, found in figures.items():
-        lines += [f"### {MACHINES[name]}: {found['batches']} batches a cell, each of another prompt", ""]
+        small = " (too small for more than a comparison)" if found["too_small"] else ""
+        lines += [f"### {MACHINES[name]}: {found['batches']} batches a cell, each of another prompt{small}", ""]
         lines += _machine(found)
     return "\n" + "\n".join(lines)
 
@@ -48,6 +49,8 @@ def _machine(found: Mapping[str, Any]) -> list[str]:
     for name, rows in found["curve"].items():
         cells = [f"{_area(rows[str(t)]['auc'])} ({_span(rows[str(t)]['auc_95'])})" for t in TOKENS]
         lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
+    if found["too_small"]:
+        return [*lines, ""]
     lines += ["", "Standardised partial AUC, false-positive rate up to 1 %, of the same:", "", HEADER, RULE]
     for name, rows in found["curve"].items():
         cells = [f"{rows[str(t)]['pauc']:.3f} ({rows[str(t)]['pauc_95'][0]:.3f})" for t in TOKENS]

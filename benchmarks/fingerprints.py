@@ -188,9 +188,10 @@ def collect(args: argparse.Namespace) -> None:
         print(f"{name}: error per coordinate {float(error.std()):.5f}", flush=True)
         for key, value in ({} if theirs is None else _toploc(own, theirs)).items():
             arrays[f"toploc/{name}/{key}"] = value
-    args.out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
-    print("wrote", path, path.stat().st_size, "bytes")
+        args.out.mkdir(parents=True, exist_ok=True)
+        np.savez(path.with_suffix(".part.npz"), **arrays)  # a long run that is cut off leaves what it has
+        path.with_suffix(".part.npz").replace(path)
+    print("wrote", path, path.stat().st_size, "bytes", flush=True)
 
 
 def _made(args: argparse.Namespace, matrix: str) -> str:
