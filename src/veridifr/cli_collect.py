@@ -47,6 +47,7 @@ def run(given: argparse.Namespace) -> int:
             money=given.budget_money,
             price_prompt=given.price_prompt,
             price_output=given.price_output,
+            currency=given.currency,
         ),
         limits=Limits(concurrency=given.concurrency, attempts=given.attempts, first_wait=given.first_wait),
         engine=engine,
@@ -66,7 +67,7 @@ def run(given: argparse.Namespace) -> int:
 
 def lines(found: Collected) -> list[str]:
     """What came of it, for a terminal."""
-    cost = "" if found.cost is None else f", cost {found.cost:.4f}"
+    cost = "" if found.cost is None else f", {found.cost:.4f} {found.currency}"
     text = [
         f"{found.traces}: {found.requests} sequences, {found.requests - sum(found.unscored.values())} of them "
         f"evidence; {sum(found.spent):,} tokens charged{cost}, {found.attempts} requests sent"

@@ -28,10 +28,10 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     with FakeServer() as server:
         status = run(server.url, "--max-tokens", "5", "--temperature", "0.7", "--top-p", "0.9", "--top-k", "40",
             "--engine", json.dumps(engine), "--audit-id", "night", "--price-prompt", "1", "--price-output", "2",
-            "--sampling", '{"min_p": 0.1, "stop": ["x"]}', "--json", "came.json")  # fmt: skip
+            "--currency", "EUR", "--sampling", '{"min_p": 0.1, "stop": ["x"]}', "--json", "came.json")  # fmt: skip
     assert status == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "t.jsonl: 4 sequences, 4 of them evidence; 32 tokens charged, cost 0.0001, 4 requests sent"
+    assert out[0] == "t.jsonl: 4 sequences, 4 of them evidence; 32 tokens charged, 0.0001 EUR, 4 requests sent"
     assert out[-1].startswith("commitment to the seeds' secret: ")
     came = json.loads(Path("came.json").read_text())
     assert out[-1].endswith(came["commitment"])
