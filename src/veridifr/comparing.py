@@ -32,7 +32,7 @@ CORRECTION = "Holm"
 _MOST_COST = 1e9
 
 
-def compare(
+def compare(  # noqa: PLR0913 (all but three have defaults)
     providers: Mapping[str, Sequence[Trace]],
     reference: Reference,
     calibration: Calibration,

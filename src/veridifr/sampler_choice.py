@@ -30,6 +30,13 @@ class Chosen:
     contract: Contract
     planned: tuple[Planned, ...]
     assumptions: tuple[str, ...]
+    identified: bool = False
+    """Whether the contract is known from the tokens alone."""
+
+    def of(self, planned: Sequence[Planned]) -> Chosen:
+        """The same contract for sequences that were planned anew."""
+        known = tuple(_presumed(item, self.contract.id) for item in planned) if self.identified else tuple(planned)
+        return replace(self, planned=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +129,8 @@ def _undecided(
         remedy = "To test their distribution alone, calibrate with the sampler taken as unknown."
         return f"{error}. {found.sentence} {remedy}"
     said = f"{opening} With other noise that happens with a probability of at most {RISK:g}."
-    known = tuple(_presumed(item, found.contract) for item in planned)
-    return Chosen(head=trace, contract=CONTRACTS[found.contract], planned=known, assumptions=(said,))
+    contract = CONTRACTS[found.contract]
+    return Chosen(head=trace, contract=contract, planned=(), assumptions=(said,), identified=True).of(planned)
 
 
 def _presumed(item: Planned, contract: str) -> Planned:

@@ -30,7 +30,8 @@ def test_the_cost_of_a_million() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"currency": ""}, {"currency": "x" * 17}, {"money": 1.0}, {"price_prompt": 1.0}, {"price_output": 1.0}, {"money": 1.0, "price_prompt": 1.0}, {"tokens": 0},
+    [{"currency": ""}, {"currency": "x" * 17},
+     {"money": 1.0}, {"price_prompt": 1.0}, {"price_output": 1.0}, {"money": 1.0, "price_prompt": 1.0}, {"tokens": 0},
      {"money": -1.0, **PRICES}, {"tokens": 1.5}],
 )  # fmt: skip
 def test_a_budget_that_cannot_be_kept_is_refused(fields: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Each way in which an endpoint fails, alone, whole and streamed: every request is answered once and rightly charged."""
+"""Each way in which an endpoint fails, alone, whole and streamed: every request is answered once, rightly charged."""
 
 from __future__ import annotations
 

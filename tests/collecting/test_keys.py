@@ -97,7 +97,7 @@ def test_an_answer_that_shows_the_key_is_paid_for_and_no_evidence(tmp_path: Path
 def test_a_certificate_that_nobody_vouches_for_gets_no_key(tmp_path: Path) -> None:
     with FakeServer(certificate=SELF_SIGNED) as server:
         assert server.url.startswith("https://127.0.0.1:")
-        with pytest.raises(InputError, match="the certificate of 127.0.0.1:[0-9]* does not hold"):
+        with pytest.raises(InputError, match=r"the certificate of 127\.0\.0\.1:[0-9]+ does not hold"):
             run(tmp_path / "t.jsonl", server.url, prompts(3), key=ApiKey(KEY, "test"))
         assert not server.requests
 

@@ -15,7 +15,6 @@ import torch
 from fake_api import MODEL, Api, Rows, cards, model_api, serve
 
 from makers import make_trace, whole_rows
-from recorded import cut
 from veridifr.cli import main
 from veridifr.contracts.registry import infer
 from veridifr.demo import DATA
@@ -27,7 +26,6 @@ from veridifr.references.hf import HfReference
 from veridifr.references.http import HttpReference
 from veridifr.replay import Replayer
 from veridifr.requests import Planned
-from veridifr.retokenizing import retokenized
 from veridifr.scores import Hypothesis, Scores, Status
 from veridifr.scoring import score
 from veridifr.trace import Trace
@@ -128,27 +126,6 @@ def test_scores_are_those_of_whole_rows_or_bounds(api: Api, tb7m: Path, rows: Ro
             assert (mine.gap_T >= true.gap_T - 1e-3).all()
         scored += int(exact.sum())
     assert scored == (6 * TOKENS if sampling in EXACT else 0) if sampling not in PARTLY else 0 < scored < 6 * TOKENS
-
-
-def test_texts_are_tokenized_as_a_model_on_this_machine_does(api: Api, tb7m: Path) -> None:
-    model, server = load(f"hf:{tb7m}", ReferenceSettings(device="cpu")), reference(api, tb7m)
-    for text in ("", "def mean(values):\n    return", "Größe, 温度, 🌍", "  two  spaces ", "x" * 3000):
-        ids = server.encode(text)
-        assert ids == model.encode(text)
-        assert server.decode(ids or []) == model.decode(ids or [])
-
-
-def test_texts_are_split_anew_as_a_model_on_this_machine_does(api: Api, tb7m: Path) -> None:
-    """The first sampled sequence whose text the tokenizer splits otherwise: the server's lists give its ids back."""
-    model, server = load(f"hf:{tb7m}", ReferenceSettings(device="cpu")), reference(api, tb7m)
-    sampled = [cut(trace, TOKENS) for trace in read_traces(DATA / "demo" / "calibration.v1.jsonl.gz")]
-    texts = [model.decode(trace.output_token_ids.tolist()) or "" for trace in sampled]
-    place = next(i for i, trace in enumerate(sampled) if model.encode(texts[i]) != trace.output_token_ids.tolist())
-    own = np.array(server.encode(texts[place]), dtype=np.int32)
-    counts = {"server_count": TOKENS, "own_count": len(own)}
-    extra = {"token_ids_from": "text", "retokenization": counts}
-    (found,) = retokenized([replace(sampled[place], output_token_ids=own, extra=extra)], Replayer(server))
-    assert found.output_token_ids.tolist() == sampled[place].output_token_ids.tolist()
 
 
 def filtered(sampling: dict[str, Any]) -> bool:
