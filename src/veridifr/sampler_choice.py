@@ -111,7 +111,9 @@ def _asked_for(trace: Trace, planned: Sequence[Planned], vocab_size: int) -> Cho
         else ()
     )
     assumptions = (*said, *found.assumptions)
-    return Chosen(head=trace, contract=found.contract, planned=_sampled(planned, found.contract), assumptions=assumptions)
+    return Chosen(
+        head=trace, contract=found.contract, planned=_sampled(planned, found.contract), assumptions=assumptions
+    )
 
 
 def _sampled(planned: Sequence[Planned], contract: Contract) -> tuple[Planned, ...]:
