@@ -21,20 +21,23 @@ from safetensors.torch import load_file, save_file
 from makers import CODE_NAMES, code_prompts
 from veridifr import (
     Comparison,
-    Finding,
+    Endpoint,
     HonestTraces,
+    Prompt,
     Reference,
     ReferenceSettings,
     SeedIssuer,
     Verdict,
     audit,
     calibrate,
+    collect,
     compare,
     load_reference,
+    read_traces,
 )
 from veridifr.calibration import Calibration
 from veridifr.trace import Sampling, Trace
-from veridifr.traces import from_openai, sampling_to_dict
+from veridifr.traces import from_openai, read_requests, sampling_to_dict
 from vllm_server import RECORD, served
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -43,6 +46,9 @@ from rounded_weights import write_rounded
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 OTHER_NAMES = ("name", "size", "node", "count")
+MORE_HONEST = ("item", "text")
+MORE_NAMES = ("line", "field", "state", "key")
+HEAT = 1.2
 SAMPLING = Sampling(temperature=1.0, top_p=0.95, max_tokens=60)
 SECRET = bytes(range(32))
 """Always the same, so that the same tokens are drawn in every run of the tests."""
@@ -119,100 +125,89 @@ def asked(port: int, requests: list[Trace]) -> list[Trace]:
 
 
 def hotter(body: Body) -> Body:
-    return {**body, "temperature": 1.2 * body["temperature"]}
+    return {**body, "temperature": HEAT * body["temperature"]}
 
 
 def seedless(body: Body) -> Body:
     return {key: value for key, value in body.items() if key != "seed"}
 
 
+def without_ids(body: Body) -> Body:
+    return {key: value for key, value in body.items() if key != "return_token_ids"}
+
+
 @pytest.fixture(scope="module")
-def bought(ports: dict[str, int], reference: Reference) -> Callable[[str], tuple[list[Trace], list[Trace]]]:
-    """Requests and answers of a provider by name, bought once."""
-    known: dict[str, tuple[list[Trace], list[Trace]]] = {}
-    ways: dict[str, tuple[Callable[[Body], int], Callable[[Body], Body]]] = {
-        "honest": (lambda body: ports["tb7m"], lambda body: body),
-        "int4": (lambda body: ports["int4"], lambda body: body),
-        "temperature": (lambda body: ports["tb7m"], hotter),
-        "routed": (lambda body: ports["other" if body["seed"] % 5 == 0 else "tb7m"], lambda body: body),
-        "seeds ignored": (lambda body: ports["tb7m"], seedless),
+def buy(ports: dict[str, int], reference: Reference) -> Callable[[str], tuple[list[Trace], list[Trace]]]:
+    """Requests to a provider and its answers, by its name."""
+    ways: dict[str, tuple[str, Callable[[Body], Body]]] = {
+        "honest": ("tb7m", lambda body: body),
+        "int4": ("int4", lambda body: body),
+        "temperature": ("tb7m", hotter),
+        "seeds ignored": ("tb7m", seedless),
     }
 
-    def buy(name: str) -> tuple[list[Trace], list[Trace]]:
-        if name not in known:
-            wanted = requests(reference, name, code_prompts(OTHER_NAMES))
-            with Relay(*ways[name]) as proxy:
-                known[name] = wanted, asked(proxy.port, wanted)
-        return known[name]
+    def bought(name: str) -> tuple[list[Trace], list[Trace]]:
+        wanted = requests(reference, name, code_prompts(OTHER_NAMES))
+        model, change = ways[name]
+        with Relay(lambda body: ports[model], change) as proxy:
+            return wanted, asked(proxy.port, wanted)
 
-    return buy
-
-
-@pytest.fixture(scope="module")
-def honest(ports: dict[str, int], reference: Reference) -> list[HonestTraces]:
-    traces = asked(ports["tb7m"], requests(reference, "calibration", code_prompts(CODE_NAMES)))
-    return [HonestTraces(name="cpu", traces=traces)]
+    return bought
 
 
 @pytest.fixture(scope="module")
-def calibration(honest: list[HonestTraces], reference: Reference) -> Calibration:
-    return calibrate(honest, reference, detect_sigma=0.3)
+def calibration(ports: dict[str, int], reference: Reference) -> Calibration:
+    traces = asked(ports["tb7m"], requests(reference, "calibration", code_prompts((*CODE_NAMES, *MORE_HONEST)))
+    return calibrate([HonestTraces(name="cpu", traces=traces)], reference, detect_sigma=0.3)
 
 
-def audited(bought: Any, name: str, reference: Reference, calibration: Calibration, **more: Any) -> Finding:
-    wanted, traces = bought(name)
-    return audit(traces, reference, calibration, alpha=0.01, requests=wanted, **more)
-
-
-@pytest.mark.parametrize(
-    ("name", "verdict", "cause"),
-    [
-        ("honest", Verdict.CONSISTENT, "none"),
-        ("int4", Verdict.DIVERGENT, "forward_pass"),
-        ("temperature", Verdict.DIVERGENT, "temperature"),
-        ("routed", Verdict.DIVERGENT, "unexplained"),
-        ("seeds ignored", Verdict.DIVERGENT, "seed"),
-    ],
-)
-def test_verdict_and_cause(
-    bought: Any, reference: Reference, calibration: Calibration, name: str, verdict: Verdict, cause: str
-) -> None:
-    finding = audited(bought, name, reference, calibration)
-    assert (finding.verdict, finding.diagnosis.code) == (verdict, cause), finding.reason
-    assert finding.sequences_unsupported == 0
-
-
-def test_ignored_seeds_are_no_deviation_where_none_were_asked_for(
-    bought: Any, honest: list[HonestTraces], reference: Reference
-) -> None:
-    """The distribution is what was bought; that of rounded weights is another."""
-    draws = calibrate(honest, reference, sampler="unknown")
-    finding = audited(bought, "seeds ignored", reference, draws, sampler="unknown")
-    assert finding.mode == "distribution"
-    assert finding.verdict in (Verdict.CONSISTENT, Verdict.UNDECIDED)
-
-
-def test_the_requests_that_went_elsewhere_stand_out(
-    bought: Any, reference: Reference, calibration: Calibration
-) -> None:
-    """One in five by their seeds: their scores are the largest of all."""
-    wanted, _ = bought("routed")
-    elsewhere = {request.id for request in wanted if (request.sampling.seed or 0) % 5 == 0}
-    assert 0 < len(elsewhere) < len(wanted) / 2
-    results = audited(bought, "routed", reference, calibration).results
-    ranked = sorted(results, key=lambda result: -(result.score or 0.0))
-    assert {result.trace_id for result in ranked[: len(elsewhere)]} == elsewhere
-
-
-def test_compared(bought: Any, reference: Reference, calibration: Calibration) -> None:
-    names = ("honest", "int4", "temperature")
+def test_compared(buy: Any, reference: Reference, calibration: Calibration) -> None:
+    """Honest, rounded weights, another temperature: each gets its verdict and its cause, judged at 0.01."""
+    bought = {name: buy(name) for name in ("honest", "int4", "temperature")}
     found: Comparison = compare(
-        {name: bought(name)[1] for name in names}, reference, calibration, 0.03,
-        requests={name: bought(name)[0] for name in names},
+        {name: traces for name, (_, traces) in bought.items()}, reference, calibration, 0.03,
+        requests={name: wanted for name, (wanted, _) in bought.items()},
     )  # fmt: skip
-    verdicts = {one.name: one.finding.verdict for one in found.providers}
-    assert verdicts == {"honest": Verdict.CONSISTENT, "int4": Verdict.DIVERGENT, "temperature": Verdict.DIVERGENT}
+    findings = {one.name: one.finding for one in found.providers}
+    assert {name: (finding.verdict, finding.diagnosis.code) for name, finding in findings.items()} == {
+        "honest": (Verdict.CONSISTENT, "none"),
+        "int4": (Verdict.DIVERGENT, "forward_pass"),
+        "temperature": (Verdict.DIVERGENT, "temperature"),
+    }
     assert found.providers[-1].name == "honest"
-    causes = {one.name: one.finding.diagnosis.code for one in found.providers}
-    assert causes == {"honest": "none", "int4": "forward_pass", "temperature": "temperature"}
     assert found.verdict is Verdict.DIVERGENT
+    assert all(finding.sequences_unsupported == 0 for finding in findings.values())
+    assert findings["temperature"].diagnosis.estimate == pytest.approx(HEAT, abs=0.1)
+
+
+def test_seeds_that_are_ignored(buy: Any, reference: Reference, calibration: Calibration) -> None:
+    wanted, traces = buy("seeds ignored")
+    finding = audit(traces, reference, calibration, alpha=0.01, requests=wanted)
+    assert (finding.verdict, finding.diagnosis.code) == (Verdict.DIVERGENT, "seed")
+
+
+def test_one_request_in_five_goes_to_another_model(
+    ports: dict[str, int], reference: Reference, calibration: Calibration
+) -> None:
+    """No single cause explains it, but the requests that went there have the largest scores of all."""
+    wanted = requests(reference, "routed", code_prompts((*OTHER_NAMES, *MORE_NAMES)))
+    elsewhere = {request.sampling.seed: request.id for request in wanted[::5]}
+    with Relay(lambda body: ports["other" if body["seed"] in elsewhere else "tb7m"]) as proxy:
+        traces = asked(proxy.port, wanted)
+    finding = audit(traces, reference, calibration, alpha=0.01, requests=wanted)
+    assert (finding.verdict, finding.diagnosis.code) == (Verdict.DIVERGENT, "unexplained")
+    ranked = sorted(finding.results, key=lambda result: -(result.score or 0.0))
+    assert {result.id for result in ranked[: len(elsewhere)]} == set(elsewhere.values())
+
+
+def test_a_server_without_token_ids(ports: dict[str, int], reference: Reference, calibration: Calibration,
+    tmp_path: Path) -> None:  # fmt: skip
+    """It drops what it does not know: nothing is scored, nobody is accused, and the finding says what is missing."""
+    asked_for = [Prompt(prompt=text) for text in code_prompts(OTHER_NAMES)[:4]]
+    with Relay(lambda body: ports["tb7m"], without_ids) as proxy:
+        endpoint = Endpoint(base_url=proxy.url, model="tb7m")
+        found = collect(tmp_path / "t.jsonl", endpoint, SAMPLING, prompts=asked_for, engine=RECORD)
+    assert found.answered == sum(found.unscored.values()) == 4
+    finding = audit(list(read_traces(found.traces)), reference, calibration, requests=read_requests(found.asked))
+    assert finding.verdict in (Verdict.NO_EVIDENCE, Verdict.UNSUPPORTED)
+    assert "token_ids" in finding.reason
