@@ -157,7 +157,7 @@ def buy(ports: dict[str, int], reference: Reference) -> Callable[[str], tuple[li
 
 @pytest.fixture(scope="module")
 def calibration(ports: dict[str, int], reference: Reference) -> Calibration:
-    traces = asked(ports["tb7m"], requests(reference, "calibration", code_prompts((*CODE_NAMES, *MORE_HONEST)))
+    traces = asked(ports["tb7m"], requests(reference, "calibration", code_prompts((*CODE_NAMES, *MORE_HONEST))))
     return calibrate([HonestTraces(name="cpu", traces=traces)], reference, detect_sigma=0.3)
 
 
