@@ -11,7 +11,7 @@ export PYTHON VENV TORCH_INDEX
 RUN = $(VENV)/bin/python
 CHECK = $(VENV)-check/bin/python
 
-.PHONY: help demo test check format bench-check env-check env-demo env-test clean
+.PHONY: help demo test check format bench-check experiments-small env-check env-demo env-test clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -33,6 +33,9 @@ format: env-check ## Fix what the linter can fix, and format
 
 bench-check: env-demo ## Recompute every benchmark's figures from its raw results
 	@$(RUN) tools/bench_check.py
+
+experiments-small: env-test ## Serve, replay and score a reduced table of detectors, on this CPU; leaves experiments/work
+	@$(RUN) experiments/run.py experiments/small.toml --results experiments/work/results
 
 env-demo env-test: env-%:
 	@tools/setup_env.sh $*

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from _decision_pauc import partial_auc
-from _fingerprint_scores import ENCODING_TOKENS, ENCODINGS, MAIN, TOKENS, area, label, spec_of
+from _fingerprint_scores import ENCODING_TOKENS, ENCODINGS, SPECS, TOKENS, area, label
 from veridifr.stats import clopper_pearson
 
 TARGET = 0.999
@@ -18,8 +18,6 @@ ENOUGH = 2000
 """Batches below which a cell is called too small."""
 DRAWS = 200
 HARDEST_TOKENS = 8
-SPECS = [spec_of("wrapped2", 8, -4), MAIN, spec_of("wrapped2", 32, -5)]
-"""Specifications compared as the one for all deviations."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ def figures_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str,
         },
         "toploc": {name: {str(t): _toploc(theirs, name, t) for t in TOKENS} for name in names},
         "toploc_best": {name: {str(t): _toploc_best(theirs, name, t) for t in TOKENS} for name in names},
-        "encodings": _encodings(ours, names),
+        "encodings": {} if about.get("lean") else _encodings(ours, names),
+        "error_per_coordinate": about["error_per_coordinate"],
     }
     return {**found, "targets": "too small" if found["too_small"] else _targets(found)}
 
@@ -255,6 +254,7 @@ def _rates(p_N: Any) -> dict[str, Any]:
         found[f"{alpha:g}"] = {
             "rate": count / len(p_N) if possible else None,
             "interval": list(clopper_pearson(count, len(p_N))) if possible else None,
+            "bounds_999": list(clopper_pearson(count, len(p_N), 0.998)) if possible else None,
         }
     return found
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from _fingerprint_emulation import attend, attention, emulate
 
 CONDITIONS = {
     "honest": "bfloat16",
     "honest_eager": "bfloat16, eager attention, batches of 7",
     "honest_one": "bfloat16, one sequence at a time",
+    "honest_decode": "bfloat16, token by token with a cache",
+    "honest_true": "bfloat16, not emulated",
     "honest_half": "float16",
     "int4": "weights rounded to int4, groups of 128 (simulated)",
     "int8": "weights rounded to int8, per output channel (simulated)",
@@ -31,44 +35,73 @@ def hidden(args: argparse.Namespace, name: str, sequences: Sequence[Any], tokens
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
     torch.backends.cuda.matmul.allow_tf32 = False
-    model = _model(args, name)
-    batch = {"honest_eager": 7, "honest_one": 1}.get(name, args.batch)
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))  # little padding
-    out = None
+    model = _model(args, name).base_model
+    batch = {"honest_eager": 7, "honest_one": 1, "honest_decode": 64}.get(name, args.batch)
+    out = torch.empty((len(sequences), tokens, model.config.hidden_size), device=args.device)
     with torch.inference_mode():
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
+        for rows in _batches([len(prompt) for prompt, _ in sequences], batch, alike=name == "honest_decode"):
             ids = [[*sequences[i][0], *sequences[i][1][: tokens - 1]] for i in rows]
             padded = torch.zeros((len(ids), max(map(len, ids))), dtype=torch.long)
             for row, sequence in enumerate(ids):
                 padded[row, : len(sequence)] = torch.tensor(sequence)
-            states = model.base_model(input_ids=padded.to(args.device), use_cache=False).last_hidden_state
-            if out is None:
-                out = torch.empty((len(sequences), tokens, states.shape[2]), device=args.device)
+            padded = padded.to(args.device)
+            if name == "honest_decode":
+                out[rows] = _decoded(model, padded, tokens)
+                continue
+            states = model(input_ids=padded, use_cache=False).last_hidden_state
             for row, i in enumerate(rows):
                 first = len(sequences[i][0]) - 1
                 out[i] = states[row, first : first + tokens].float()
     return out
 
 
+def _batches(lengths: Sequence[int], most: int, *, alike: bool) -> Iterator[list[int]]:
+    """Row numbers by length, for little padding; `alike`: of one length, for none."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    while order:
+        same = sum(lengths[i] == lengths[order[0]] for i in order[:most])
+        count = same if alike else most
+        yield order[:count]
+        order = order[count:]
+
+
+def _decoded(model: Any, ids: Any, tokens: int) -> Any:
+    """States of the last `tokens` columns: the prompt in one piece, each further token by itself."""
+    import torch
+
+    width = ids.shape[1] - tokens + 1
+    found = model(input_ids=ids[:, :width], use_cache=True)
+    states = [found.last_hidden_state[:, -1:]]
+    for column in range(width, ids.shape[1]):
+        found = model(
+            input_ids=ids[:, column : column + 1], past_key_values=found.past_key_values, use_cache=True
+        )  # fmt: skip
+        states.append(found.last_hidden_state)
+    return torch.cat(states, dim=1).float()
+
+
 def _model(args: argparse.Namespace, name: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    wide = name == "verifier" or args.emulate
+    emulated = args.emulate and name not in ("verifier", "honest_true")
     found = AutoModelForCausalLM.from_pretrained(
-        args.models / ("tb7m" if name == "tb7m" else "tb24m"),
+        args.models / ("tb7m" if name == "tb7m" else args.model),
         dtype=torch.bfloat16,
         attn_implementation="eager" if name == "honest_eager" else "sdpa",
         local_files_only=True,
     )
     _change_weights(found, name)
     narrow = torch.float16 if name == "honest_half" else torch.bfloat16
-    found = found.to(args.device, torch.float32 if wide else narrow).eval()
-    if name != "verifier" and args.emulate:
-        _emulate(found)
+    found = found.to(args.device, torch.float32 if emulated or name == "verifier" else narrow).eval()
+    inner = None
+    if emulated:
+        emulate(found, narrow)
+        inner = attention(narrow, eager=name == "honest_eager")
     if name == "kv_fp8":
-        _round_cache(found)
+        inner = _round_cache(inner)
+    if inner is not None:
+        attend(found, f"fingerprints_{name}", inner)
     return found
 
 
@@ -107,26 +140,12 @@ def _fp8(values: Any, scale: float = 1.0) -> Any:
     return (scaled.to(torch.float8_e4m3fn).float() * scale).to(values.dtype)
 
 
-def _round_cache(model: Any) -> None:
-    """Round what attention reads: keys after the rotary embedding, values; scale 1, as an engine without calibrated
-    scales does. Works on Llama's attention, by wrapping each layer's own attention call."""
-    from transformers import AttentionInterface
+def _round_cache(inner: Any) -> Any:
+    """SDPA or the attention `inner` that reads rounded keys (after the rotary embedding) and values; scale 1, as an
+    engine without calibrated scales does."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     def rounded(module: Any, query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> Any:
-        return sdpa_attention_forward(module, query, _fp8(key), _fp8(value), *rest, **options)
+        return (inner or sdpa_attention_forward)(module, query, _fp8(key), _fp8(value), *rest, **options)
 
-    AttentionInterface.register("sdpa_fp8_cache", rounded)
-    model.set_attn_implementation("sdpa_fp8_cache")
-
-
-def _emulate(model: Any) -> None:
-    """Round every module's output to bfloat16 while computing in float32: about the error of a bfloat16 run."""
-
-    def rounded(*call: Any) -> Any:
-        output = call[-1]
-        return output.bfloat16().float() if hasattr(output, "bfloat16") else None
-
-    for module in model.modules():
-        if not any(True for _ in module.children()) or type(module).__name__.endswith("DecoderLayer"):
-            module.register_forward_hook(rounded)
+    return rounded

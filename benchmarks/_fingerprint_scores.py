@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from veridifr.fingerprints import FingerprintSpec, Intervals, combine, fit_scale, ratios, to_codes, to_intervals
 
 Arrays = Mapping[str, Any]
-STACKS = ("honest", "honest_eager", "honest_one", "honest_half")
-CLAIMED = STACKS[:3]
+CLAIMED = ("honest", "honest_eager", "honest_one", "honest_decode", "honest_true")
 """Honest stacks of the claimed type, bfloat16: curves are against these in turn, one that is identical to another left
-out. float16 is much nearer to float32."""
+out. float16 is much nearer to float32; vLLM writes tokens of its own, of which TOPLOC's statistics are not kept."""
+STACKS = (*CLAIMED, "honest_vllm", "honest_half")
 TOKENS = (1, 2, 4, 8, 16, 32)
 STATISTICS = ("mismatches", "mean", "median", "combined")
 HIDDEN = 384
@@ -58,6 +57,8 @@ ENCODINGS = [
 ]
 """Encodings at about 4 bytes per token."""
 ENCODING_TOKENS = 8
+SPECS = [spec_of("wrapped2", 8, -4), MAIN, spec_of("wrapped2", 32, -5)]
+"""Specifications compared as the one for all deviations."""
 LEAST_KEPT = 0.99
 """Configurations that skip tokens are kept where their AUC is at least this."""
 
@@ -93,19 +94,14 @@ class Collected:
     def fit(self, spec: FingerprintSpec) -> Any:
         """The honest scale of the calibrating prompts, all stacks of the claimed type together."""
         rows = slice(0, self.calibrate)
-        own = self._own(spec, rows).reshape(-1, spec.k)
+        own = self._own(spec, self.claimed[0], rows).reshape(-1, spec.k)
         parts = [self._intervals(spec, self._values(spec, name, rows)) for name in self.claimed]
-        pooled = Intervals(
-            low_FK=np.concatenate([part.low_FK for part in parts]),
-            high_FK=np.concatenate([part.high_FK for part in parts]),
-            period_K=parts[0].period_K,
-        )
-        return fit_scale(pooled, np.concatenate([own] * len(parts)), most=10**6)
+        return fit_scale(Intervals.joined(parts), np.concatenate([own] * len(parts)), most=10**6)
 
     def ratios(self, spec: FingerprintSpec, name: str, scale: Any, tokens: int = 32) -> Any:
         """Log-likelihood ratios [judged prompts, tokens, multiples]; "turn" is the honest stacks in turn."""
         rows = slice(self.calibrate, None)
-        own = self._own(spec, rows)[:, :tokens]
+        own = self._own(spec, name, rows)[:, :tokens]
         if name == "turn":
             stacks = np.stack([self._values(spec, stack, rows) for stack in self.claimed])
             values = self.turn(stacks)
@@ -140,22 +136,25 @@ class Collected:
     def _wide(self, spec: FingerprintSpec) -> str:
         return "wide/" if spec.k > self.arrays["own"].shape[2] else ""
 
-    def _own(self, spec: FingerprintSpec, rows: slice) -> Any:
-        return self.arrays[f"{self._wide(spec)}own"][rows, :, : spec.k].astype(np.float32)
+    def _own(self, spec: FingerprintSpec, name: str, rows: slice) -> Any:
+        """The verifier's coordinates; a stack that wrote other tokens has its own."""
+        key = f"own/{name}" if f"own/{name}" in self.arrays else f"{self._wide(spec)}own"
+        return self.arrays[key][rows, :, : spec.k].astype(np.float32)
 
     def _values(self, spec: FingerprintSpec, name: str, rows: slice) -> Any:
         error = self.arrays[f"{self._wide(spec)}error/{name}"][rows, :, : spec.k]
-        return self._own(spec, rows) + error * np.float32(self.arrays[f"step/{name}"])
+        return self._own(spec, name, rows) + error * np.float32(self.arrays[f"step/{name}"])
 
     def _intervals(self, spec: FingerprintSpec, values: Any) -> Intervals:
         return to_intervals(spec, 0, to_codes(spec, 0, values.reshape(-1, spec.k)))
 
 
-def kept(arrays: Arrays, calibrate: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays to keep, and what the results file says of them."""
+def kept(arrays: Arrays, calibrate: int, *, lean: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays to keep, and what the results file says of them. `lean`: of each method only the cells that no cheaper one
+    equals, and those of `SPECS`; what is cheapest and what is best is among them."""
     source = Collected(arrays, calibrate)
     scale = source.fit(MAIN)
-    cells = dict(_all_cells(source))
+    cells = _frontier(_all_cells(source, lean=True)) if lean else dict(_all_cells(source, lean=False))
     counts = list(cells.values())
     found = {
         **_main(source, scale),
@@ -177,31 +176,52 @@ def kept(arrays: Arrays, calibrate: int) -> tuple[dict[str, Any], dict[str, Any]
             name: round(float(arrays[f"step/{name}"]) * 16, 5)
             for name in [*source.stacks, *source.identical, *source.deviations]
         },
+        "lean": lean,
         "cells": list(cells),
     }
     return found, about
 
 
 def _main(source: Collected, scale: Any) -> dict[str, Any]:
-    """Ranks of the main specification's scores among all conditions', [tokens, prompts] for each, in prompt order."""
-    names = source.stacks + source.deviations
-    scores = []
-    for name in names:
+    """Ranks of the main specification's scores, [tokens, prompts] for each condition, in prompt order. Ranks are among
+    the honest scores of all stacks: odd for an honest one or an equal one, even for a deviating one between two, which
+    is all that a comparison with honest scores takes."""
+    scores = {}
+    for name in source.stacks + source.deviations:
         values = source.ratios(MAIN, name, scale)
-        scores.append(np.stack([combine(values[:, :tokens].sum(axis=1)) for tokens in TOKENS]))
-    stacked = np.stack(scores, axis=1)  # [tokens, conditions, prompts]
-    ranks = np.stack([rankdata(row, method="dense").reshape(row.shape) - 1 for row in stacked])
-    return {f"main/{name}": ranks[:, i].astype(np.uint16) for i, name in enumerate(names)}
+        scores[name] = np.stack([combine(values[:, :tokens].sum(axis=1)) for tokens in TOKENS])
+    honest = [np.unique(np.stack([scores[name][row] for name in source.stacks])) for row in range(len(TOKENS))]
+
+    def ranks(values: Any) -> Any:
+        pairs = zip(honest, values, strict=True)
+        return np.stack([np.searchsorted(h, v) + np.searchsorted(h, v, "right") for h, v in pairs]).astype(np.uint16)
+
+    return {f"main/{name}": ranks(values) for name, values in scores.items()}
 
 
-def _all_cells(source: Collected) -> Iterator[tuple[str, Any]]:
+def _frontier(cells: Iterator[tuple[str, Any]]) -> dict[str, Any]:
+    """Cells of which no smaller one of the same method, deviation and tokens has as great an AUC, and `SPECS`' own."""
+    found: dict[str, Any] = {}
+    best: dict[tuple[str, ...], float] = {}
+    wanted = {label(spec) for spec in SPECS}
+    rows = [(key.split("|"), area(counts), key, counts) for key, counts in cells]
+    for (*group, _, config), auc, key, counts in sorted(rows, key=lambda row: (int(row[0][3]), -row[1])):
+        better = auc > best.get(tuple(group), -1.0)
+        if better or config in wanted:
+            found[key] = counts
+        if better:
+            best[tuple(group)] = auc
+    return found
+
+
+def _all_cells(source: Collected, *, lean: bool) -> Iterator[tuple[str, Any]]:
     yield from _toploc_cells(source)
     for tokens, name in itertools.product(TOKENS, source.deviations):
         turn = source.turn(np.stack([source.errors(stack, tokens) for stack in source.claimed]))
         yield f"size|{name}|{tokens}|0|size of the error", levels(turn, source.errors(name, tokens))
     for spec in SWEEP:
         yield from _spec_cells(source, spec, 32, sparse=True)
-    for spec in ENCODINGS:
+    for spec in [] if lean else ENCODINGS:
         if spec not in SWEEP:
             yield from _spec_cells(source, spec, ENCODING_TOKENS, sparse=False)
 
@@ -224,7 +244,7 @@ def _toploc_cells(source: Collected) -> Iterator[tuple[str, Any]]:
     """Each configuration with the statistic whose AUC is best for this deviation: hindsight, in TOPLOC's favour."""
     for c, tokens in enumerate(source.arrays["chunks"].tolist()):
         for t, top_k in enumerate(source.arrays["top_ks"].tolist()):
-            if top_k > tokens * HIDDEN:
+            if top_k > tokens * int(source.arrays["hidden_size"]):
                 continue
             stacks = [source.toploc(name, c, t) for name in source.claimed]
             for name in source.deviations:

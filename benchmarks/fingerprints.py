@@ -1,14 +1,18 @@
 """Activation-DiFR against TOPLOC: how many tokens and bytes it takes to find a deviation of the forward pass.
 
 usage: fingerprints.py collect --models DIR --out DIR [--device cuda]   run the models; leaves OUT/fingerprints.npz
-       fingerprints.py measure [--h200 FILE] [--cpu FILE]   score what `collect` left there, and write the figures
-       fingerprints.py --check | --write-docs               recompute them; write docs/fingerprints.md's tables
+       fingerprints.py collect --models DIR --out DIR --model tb7m --emulate --prompt-tokens 32 --conditions ...
+       fingerprints.py measure [--h200 FILE] [--cpu FILE] [--cpu_tb7m FILE]   score what `collect` left there
+       fingerprints.py --check | --write-docs               recompute the figures; write docs/fingerprints.md's tables
 
-The verifier runs tb24m in float32 over recorded vLLM sequences (benchmarks/data/h200_pools.npz), prompt and output
-teacher-forced, and takes the hidden states that produced the first 32 output tokens. Providers run the same tokens in
-bfloat16: honest stacks (and one in float16), and deviations. Every deviation is simulated by rounding (weights, or keys
-and values), not by a quantized kernel. The smaller model has another hidden size: its provider projects what it has
-with the matrix for its own size, which is the best that it can do without the claimed model.
+The verifier runs tb24m (or `--model`) in float32 over recorded vLLM sequences (benchmarks/data/h200_pools.npz), prompt
+and output teacher-forced, and takes the hidden states that produced the first 32 output tokens. Providers run the same
+tokens in bfloat16: honest stacks (and one in float16), and deviations. Every deviation is simulated by rounding
+(weights, or keys and values), not by a quantized kernel. The smaller model has another hidden size: its provider
+projects what it has with the matrix for its own size, which is the best that it can do without the claimed model.
+
+With `--emulate` a provider computes in float32 and rounds what a 16-bit run would store (_fingerprint_emulation.py).
+Two honest stacks are real all the same: `honest_true`, and `honest_vllm`, vLLM on the CPU, with tokens of its own.
 
 What `collect` keeps: 32 coordinates of each hidden state, 160 of the first four (the verifier's in float16; the others'
 differences from it in steps of a sixteenth of their standard deviation), and TOPLOC's three statistics for chunks of 1
@@ -35,9 +39,11 @@ import _results
 from _fingerprint_docs import END, START, block
 from _fingerprint_figures import figures_of
 from _fingerprint_scores import kept
+from _fingerprint_vllm import vllm_stack
 
 RESULTS = _results.RESULTS / "fingerprints.json"
 DOCS = Path(__file__).parents[1] / "docs" / "fingerprints.md"
+PARTS = ("h200", "cpu", "cpu_tb7m")
 DATA = Path(__file__).parent / "data" / "h200_pools.npz"
 TOKENS = 32
 K = 32
@@ -63,9 +69,13 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2100)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--conditions", nargs="+", default=list(models.CONDITIONS))
-    parser.add_argument("--emulate", action="store_true", help="round float32 to bfloat16: for CPUs without it")
-    parser.add_argument("--h200", type=Path, help="what collect left on an H200")
-    parser.add_argument("--cpu", type=Path, help="what collect left on a CPU")
+    parser.add_argument("--model", default="tb24m", help="the claimed one")
+    parser.add_argument("--prompt-tokens", type=int, help="run over the last ones of each prompt alone")
+    parser.add_argument("--more", action="store_true", help="add the conditions to the file that is there")
+    parser.add_argument("--emulate", action="store_true", help="emulate 16-bit types in float32: for CPUs without them")
+    for name in PARTS:
+        parser.add_argument(f"--{name}", type=Path, help="what collect left for this part of the results")
+    parser.add_argument("--lean", action="store_true", help="keep fewer cells: none that is neither cheapest nor best")
     parser.add_argument("--calibrate", type=int, default=100, help="prompts that the honest scale is fitted to")
     parser.add_argument("--made", help="how and where, for a file that does not say so itself")
     parser.add_argument("--check", action="store_true")
@@ -90,7 +100,8 @@ def main() -> int:
 def measure(args: argparse.Namespace) -> None:
     """Score what `collect` left and write the results; print the figures without the long tables."""
     raw: dict[str, Any] = _results.read(RESULTS)["raw"] if RESULTS.exists() else {}
-    for name, path in (("h200", args.h200), ("cpu", args.cpu)):
+    for name in PARTS:
+        path = getattr(args, name)
         if path is None:
             continue
         with np.load(path, allow_pickle=False) as file:
@@ -98,7 +109,7 @@ def measure(args: argparse.Namespace) -> None:
         made = str(arrays["made"]) if "made" in arrays else args.made
         if made is None:
             raise SystemExit(f"{path}: does not say how it was made: give --made")
-        found, about = kept(arrays, args.calibrate)
+        found, about = kept(arrays, args.calibrate, lean=args.lean)
         scores = RESULTS.with_name(f"fingerprints_{name}.npz")
         np.savez_compressed(scores, **found)
         source = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size, "made": made}
@@ -140,7 +151,8 @@ def collect(args: argparse.Namespace) -> None:
     from veridifr.fingerprints.projector import Projector
     from veridifr.fingerprints.spec import FingerprintSpec
 
-    sequences = _sequences(args.prompts, args.count)
+    sequences = _sequences(args)
+    path = args.out / "fingerprints.npz"
     own = models.hidden(args, "verifier", sequences, TOKENS)
 
     def projected(states: Any) -> Any:
@@ -152,20 +164,34 @@ def collect(args: argparse.Namespace) -> None:
     arrays: dict[str, Any] = {"chunks": CHUNKS, "top_ks": TOP_KS, "hidden_size": own.shape[2]}
     arrays["made"] = _made(args, matrix)
     arrays["own"], arrays["wide/own"] = (part.half().cpu().numpy() for part in _kept(mine))
+    if args.more:
+        with np.load(path, allow_pickle=False) as file:
+            if not np.array_equal(file["own"], arrays["own"]):
+                raise SystemExit(f"{path}: of another model or other sequences")
+            arrays = {key: file[key] for key in file.files}
+        arrays["made"] = f"{arrays['made']}; {', '.join(args.conditions)} added by another run"
     print("matrix SHA-256", matrix, "torch", torch.__version__, flush=True)
     for name in args.conditions:
-        theirs = models.hidden(args, name, sequences, TOKENS)
-        error = projected(theirs) - mine
+        if name == "honest_vllm":
+            asked, given = vllm_stack(args, [prompt for prompt, _ in sequences], TOKENS, SEED, WIDE_K)
+            theirs = None
+            reference = projected(models.hidden(args, "verifier", asked, TOKENS))
+            arrays[f"own/{name}"] = _kept(reference)[0].half().cpu().numpy()
+            error = given - reference
+        else:
+            theirs = models.hidden(args, name, sequences, TOKENS)
+            error = projected(theirs) - mine
         step = error.std() / LEVELS
         levels = _kept((error / step).round().clamp(-127, 127).to(torch.int8))
         arrays[f"error/{name}"], arrays[f"wide/error/{name}"] = (part.cpu().numpy() for part in levels)
         arrays[f"step/{name}"] = step.cpu().numpy()
         print(f"{name}: error per coordinate {float(error.std()):.5f}", flush=True)
-        for key, value in _toploc(own, theirs).items():
+        for key, value in ({} if theirs is None else _toploc(own, theirs)).items():
             arrays[f"toploc/{name}/{key}"] = value
-    args.out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out / "fingerprints.npz", **arrays)
-    print("wrote", args.out / "fingerprints.npz", (args.out / "fingerprints.npz").stat().st_size, "bytes")
+        args.out.mkdir(parents=True, exist_ok=True)
+        np.savez(path.with_suffix(".part.npz"), **arrays)  # a long run that is cut off leaves what it has
+        path.with_suffix(".part.npz").replace(path)
+    print("wrote", path, path.stat().st_size, "bytes", flush=True)
 
 
 def _made(args: argparse.Namespace, matrix: str) -> str:
@@ -175,28 +201,30 @@ def _made(args: argparse.Namespace, matrix: str) -> str:
 
     cuda = str(args.device).startswith("cuda")
     machine = torch.cuda.get_device_name() if cuda else platform.machine() + " CPU"
-    emulated = ", bfloat16 emulated in float32" if args.emulate else ""
+    emulated = ", 16-bit types emulated in float32 (honest_true and honest_vllm not)" if args.emulate else ""
+    cut = f", last {args.prompt_tokens} tokens of each prompt" if args.prompt_tokens else ""
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    made = f"fingerprints.py collect --device {args.device} at {_results.COMMIT[:7]}, {machine}{emulated}, {versions}"
-    return f"{made}, matrix SHA-256 {matrix}"
+    made = f"fingerprints.py collect --device {args.device} --model {args.model} at {_results.COMMIT[:7]}, {machine}"
+    return f"{made}{emulated}{cut}, {versions}, matrix SHA-256 {matrix}"
 
 
 def _kept(values: Any) -> tuple[Any, Any]:
     return values[..., :K], values[:, :WIDE_TOKENS]
 
 
-def _sequences(path: Path, count: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Prompt and first output tokens of `count` honest sequences, each of another prompt."""
+def _sequences(args: argparse.Namespace) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Prompt and first output tokens of honest sequences, each of another prompt."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
     import trace_pools
 
     found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    last = slice(-args.prompt_tokens if args.prompt_tokens else None, None)
     for name in ("honest.v1", "honest.v2"):
-        traces = trace_pools.load_set(path, name)
-        found += zip(traces.prompts, (ids[:TOKENS] for ids in traces.outputs), strict=True)
-    if len(found) < count:
-        raise SystemExit(f"{path}: {len(found)} honest sequences, {count} asked for")
-    return found[:count]
+        traces = trace_pools.load_set(args.prompts, name)
+        found += ((p[last], ids[:TOKENS]) for p, ids in zip(traces.prompts, traces.outputs, strict=True))
+    if len(found) < args.count:
+        raise SystemExit(f"{args.prompts}: {len(found)} honest sequences, {args.count} asked for")
+    return found[: args.count]
 
 
 def _toploc(own: Any, theirs: Any) -> dict[str, Any]:

@@ -15,8 +15,10 @@ A bundle holds several sets, the arrays named `set/array`.
 from __future__ import annotations
 
 import gzip
+import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,16 +112,28 @@ def _meta_dict(array: Ints) -> dict[str, Any]:
     return meta
 
 
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """An .npz file that `numpy.load` reads, compressed by LZMA: token ids take a fifth less than in numpy's own."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
+        for name, array in arrays.items():
+            data = io.BytesIO()
+            np.save(data, array, allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy")  # without a time stamp
+            file.writestr(entry, data.getvalue(), zipfile.ZIP_LZMA)
+
+
 def save_prompts(path: Path, prompts: PromptSet) -> None:
     """Write prompts, their seeds and how they were made to one .npz file."""
     ids, lengths = pack_ids(prompts.prompts)
-    np.savez_compressed(
+    write_arrays(
         path,
-        prompt_ids=ids,
-        prompt_lengths=lengths,
-        written_with=np.asarray(prompts.written_with, dtype=np.int64),
-        seeds=np.asarray(prompts.seeds, dtype=np.int64),
-        meta=_meta_array(prompts.meta),
+        {
+            "prompt_ids": ids,
+            "prompt_lengths": lengths,
+            "written_with": np.asarray(prompts.written_with, dtype=np.int64),
+            "seeds": np.asarray(prompts.seeds, dtype=np.int64),
+            "meta": _meta_array(prompts.meta),
+        },
     )
 
 
@@ -171,7 +185,7 @@ class TraceSet:
 
 def save_set(path: Path, traces: TraceSet) -> None:
     """Write one set to one .npz file."""
-    np.savez_compressed(path, **traces.arrays())  # type: ignore[arg-type]  # no array is named allow_pickle
+    write_arrays(path, traces.arrays())
 
 
 def write_jsonl(path: Path, name: str, traces: TraceSet) -> None:
@@ -206,7 +220,7 @@ def bundle(sets: Sequence[tuple[str, Path]], stem: Path, *, limit: int = BUNDLE_
             with np.load(path, allow_pickle=False) as file:
                 arrays.update({f"{name}/{key}": file[key] for key in SET_ARRAYS})
         made.append(stem.with_name(f"{stem.name}-{index}.npz"))
-        np.savez_compressed(made[-1], **arrays)  # type: ignore[arg-type]  # no array is named allow_pickle
+        write_arrays(made[-1], arrays)
     return made
 
 

@@ -129,6 +129,12 @@ def _audit(command: argparse.ArgumentParser) -> None:
         default="auto",
         help="test fingerprints: if the traces have some (default), of every sequence, or never",
     )
+    command.add_argument(
+        "--opened", metavar="TAP", help="fingerprints are of this tap alone, and count if they open their --roots"
+    )
+    command.add_argument(
+        "--roots", type=Path, metavar="FILE", help="the traces (or id and commitment) as they came with the responses"
+    )
     _sampler(command)
     command.add_argument(
         "--never-give-up",
@@ -155,6 +161,7 @@ def _compare(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--resume", type=Path, metavar="DIR", help="keep evidence in this folder, and go on from it")
     command.add_argument("--title", default="Providers compared", help="headline of the HTML report")
+    _sampler(command)
     _outputs(command)
     _quiet(command)
 

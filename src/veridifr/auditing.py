@@ -20,6 +20,8 @@ from veridifr.distribution_summary import summarize
 from veridifr.errors import TraceError
 from veridifr.finding import Diagnosis, Finding, Provenance, Verdict
 from veridifr.fingerprint_judging import explained, judge_both, settle
+from veridifr.fingerprint_stopping import Prints
+from veridifr.fingerprints.opened import Openings
 from veridifr.honest_traces import prompt_digest
 from veridifr.judging import Judgement, honest_scores, nothing_scored
 from veridifr.references import Reference
@@ -59,7 +61,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     sources: Sources | None = None,
     seed: int = 0,
     sequential: Sequential | bool = False,
-    fingerprints: str = "auto",
+    fingerprints: str | Openings = "auto",
     sampler: str = "auto",
 ) -> Finding:
     """Judge whether `traces` came from the model, weights and sampling settings that they claim.
@@ -67,25 +69,29 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     `alpha` is the probability with which an honest provider is called divergent. `requests` is what the verifier asked
     for, as traces whose outputs are ignored; without it the claims stand in. `engine` fixes the engine record; default
     the one that most traces state. `seed` draws the permutations. `fingerprints` is auto (those that traces carry, if
-    the calibration knows them), required or off. `sampler` is auto (by the record; else as `identification` finds; else
-    the tokens' distribution is tested, if the calibration is made for that) or unknown (the distribution at once).
+    the calibration knows them), required, off, or the `Openings` that they must open. `sampler` is auto (by the record;
+    else as `identification` finds; else the tokens' distribution, if calibrated for it) or unknown (that at once).
     Steps: (1) fix the record and its contract, (2) check that the calibration fits, (3) replay and score every sequence
     that was asked for, (4) test their scores against each honest stack at matched lengths and weigh power and coverage,
     (5) if divergent, look for the cause.
 
-    With `sequential` sequences are replayed one by one, in an order fixed by its seed, until the test is decided. To go
-    on with more, give old and new traces, and the sizes of both purchases as `Sequential.batches`.
+    With `sequential` they are replayed one by one, in an order fixed by its seed, until the test is decided. To go on,
+    give old and new traces, and the sizes of both purchases as `Sequential.batches`.
 
     Raises `TraceError` for no or duplicate traces and `CalibrationError` for a calibration made for something else; a
     sampler that cannot be replayed is not an error but the verdict `unsupported`.
     """
     _check(traces, requests, alpha)
-    prints = settle(fingerprints, traces, calibration, replayer or Replayer(reference), sequential=bool(sequential))
+    prints = settle(fingerprints, traces, calibration, replayer or Replayer(reference))
     # (1) one record and one setting for the whole audit, from what is stated and before any token is looked at
     record = engine or _commonest([trace.engine for trace in traces], requests)
     traces = retokenized(traces, prints.replayer, requests or ())
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
     chosen = choose(planned, sampler, OwnRecords(engine=engine, requests=requests or ()), calibration, prints.replayer)
+    if not isinstance(chosen, str) and chosen.identified:  # only now texts can be split as their sampler would have
+        traces = retokenized(traces, prints.replayer, requests or (), chosen.contract.id)
+        planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
+        chosen = chosen.of(planned)
     run = _Run(
         reference=reference,
         calibration=calibration,
@@ -102,9 +108,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         return run.unsupported(chosen, (*assumptions, *seeds))
     head, contract = chosen.head, chosen.contract
     assumptions += seeds if mode_of(contract.id) == "seeded" else ()
-    assumptions += (*chosen.assumptions, *prints.assumptions)
-    if head.model != calibration.model:
-        assumptions.append(f"The traces name the model {head.model!r}, the calibration {calibration.model!r}.")
+    assumptions += (*chosen.assumptions, *prints.assumptions, *_other_model(head, calibration))
     # (2) the calibration must be for this model, contract and setting
     calibration.check_fits(reference, head.sampling, contract.id)
     run = replace(run, planned=[same_setting(item, head) for item in chosen.planned])
@@ -116,16 +120,13 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     if sequential:
         settings = sequential if isinstance(sequential, Sequential) else Sequential(seed=seed)
         batches = purchases(run.planned, [trace.id for trace in traces], settings)
-        looked = look(batches, score_some, calibration, alpha, settings)
+        looked = look(batches, score_some, calibration, alpha, settings, Prints.of(prints, traces))
         run = replace(run, planned=looked.planned)
-        items, left_out, found = looked.items, looked.left_out, looked.judgement
+        items, left_out, found = looked.items, looked.left_out, looked.judged(alpha, run.rng)
     else:
         items, left_out = score_some(run.planned)
-        found = judge_both(prints, traces, run.planned, items, calibration, alpha, run.rng)
-    if found is None:
-        why = next(iter(left_out.values()), "no token could be scored")
-        found = nothing_scored(why, unsupported=bool(left_out) and not items)
-    found, about = _compared(found, items, calibration)
+        found = judge_both(prints, traces, run.planned, items, alpha, run.rng)
+    found, about = _compared(found or _nothing(left_out, items), items, calibration)
     return run.finding(items, left_out, contract, (*assumptions, *about), found)
 
 
@@ -147,6 +148,17 @@ def _check(traces: Sequence[Trace], requests: Sequence[Trace] | None, alpha: flo
         twice = [name for name, count in Counter(trace.id for trace in sequences).items() if count > 1]
         if twice:
             raise TraceError(f"{where}id: {twice[0]!r} names more than one sequence")
+
+
+def _other_model(head: Trace, calibration: Calibration) -> tuple[str, ...]:
+    if head.model == calibration.model:
+        return ()
+    return (f"The traces name the model {head.model!r}, the calibration {calibration.model!r}.",)
+
+
+def _nothing(left_out: Mapping[str, str], items: Sequence[ScoredItem]) -> Judgement:
+    why = next(iter(left_out.values()), "no token could be scored")
+    return nothing_scored(why, unsupported=bool(left_out) and not items)
 
 
 def _fresh_prompts(items: Sequence[ScoredItem], calibration: Calibration) -> bool:

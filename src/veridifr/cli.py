@@ -22,7 +22,7 @@ from veridifr.finding import Finding, Verdict
 from veridifr.paths import check_writable, stem
 
 if TYPE_CHECKING:
-    from veridifr.fingerprints.spec import FingerprintSpec
+    from veridifr.fingerprints import FingerprintSpec, Openings
 
 OK, DIVERGENT, USAGE, OPEN, FAILURE = 0, 1, 2, 3, 4
 STATUS = {
@@ -92,11 +92,25 @@ def _audit(given: argparse.Namespace) -> int:
         sequential=Sequential(seed=given.seed, batches=tuple(map(len, batches)), give_up=not given.never_give_up)
         if given.sequential
         else False,
-        fingerprints=given.fingerprints,
+        fingerprints=_openings(given) or given.fingerprints,
         sampler=given.sampler,
     )
     _publish(given, [finding], "Inference audit")
     return STATUS[finding.verdict]
+
+
+def _openings(given: argparse.Namespace) -> Openings | None:
+    """What openings of commitments are checked against, None without --opened."""
+    if (given.opened is None) != (given.roots is None):
+        raise InputError("--opened and --roots: give both or neither")
+    if given.roots is None:
+        return None
+    if given.fingerprints == "off":
+        raise InputError("--opened: got --fingerprints off")
+    from veridifr.fingerprints import Openings
+    from veridifr.roots import read_roots
+
+    return Openings(tap=given.opened, roots=read_roots(given.roots))
 
 
 def _demo(given: argparse.Namespace) -> int:

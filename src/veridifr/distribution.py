@@ -209,8 +209,8 @@ def sizes_shown(scores: Scores) -> Floats:
     if scores.choices is None:
         return SIGMA_GRID
     most = MOST * scores.choices.temperature * (1.0 + 1e-9)
-    found: Floats = SIGMA_GRID[max(most, SIGMA_GRID[0]) >= SIGMA_GRID]
-    return found
+    shown: Floats = SIGMA_GRID[max(most, SIGMA_GRID[0]) >= SIGMA_GRID]
+    return shown
 
 
 def draw_matrix(scores: Scores, sigmas_G: Floats) -> Floats:

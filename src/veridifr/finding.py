@@ -91,7 +91,8 @@ class StackResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SequentialSummary:
-    """How a sequential audit ended: `status` is rejected, given up, or spent (its order, without a rejection).
+    """How a sequential audit ended: `status` is rejected, given up, spent (its order, without a rejection), or
+    stopped (the fingerprints had rejected, and the tokens' test was open).
 
     `e_value` is the smallest over the honest stacks after `n` of the `ordered` sequences; its mean is at most 1 for an
     honest provider. `seed` gave the order and the tie-breaks; `floor` is the account at which the test gives up.

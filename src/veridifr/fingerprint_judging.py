@@ -14,15 +14,18 @@ import numpy.typing as npt
 
 from veridifr.calibration import Calibration
 from veridifr.errors import CalibrationError, FingerprintError, TraceError
+from veridifr.evidence import Evidence
 from veridifr.finding import Diagnosis, FingerprintSummary, StackResult, Verdict
 from veridifr.fingerprint_null import FingerprintNull, Measured, measure, prefix_scores
 from veridifr.fingerprints.attached import KEY
+from veridifr.fingerprints.opened import Openings
 from veridifr.fingerprints.spec import FINAL, layer_of
 from veridifr.judging import COVERAGE, Judgement, judge, stack_results
 from veridifr.replay import Replayer
 from veridifr.requests import Planned
 from veridifr.scored import ScoredItem, tokens_owed
 from veridifr.statistic import edge_of
+from veridifr.stats import SequentialOutcome, SequentialStatus
 from veridifr.trace import Trace
 
 MODES = ("auto", "required", "off")
@@ -33,18 +36,33 @@ class Settled:
     """Whether fingerprints are used: `null` is None if not, and `assumptions` then say so."""
 
     replayer: Replayer
+    calibration: Calibration
     null: FingerprintNull | None
     assumptions: tuple[str, ...] = ()
+    openings: Openings | None = None
+    """With it fingerprints are of one tap, opened from a commitment; `null` is about that tap alone."""
+
+    def measure(self, trace: Trace, evidence: Evidence) -> Measured:
+        """The fingerprint of a trace against its evidence; `FingerprintError` if there is none to compare."""
+        whole, null = self.calibration.fingerprints, self.null
+        if whole is None or null is None:
+            raise FingerprintError("fingerprint: not settled")
+        if self.openings is not None:
+            self.openings.check(trace, whole.spec)
+            place, own_AFK = whole.spec.taps.index(self.openings.tap), evidence.projections_AFK
+            if own_AFK is not None:
+                evidence = replace(evidence, projections_AFK=own_AFK[place : place + 1])
+        return measure(trace, evidence, null.spec)
 
 
-def settle(
-    mode: str, traces: Sequence[Trace], calibration: Calibration, replayer: Replayer, *, sequential: bool
-) -> Settled:
+def settle(mode: str | Openings, traces: Sequence[Trace], calibration: Calibration, replayer: Replayer) -> Settled:
     """Decide, before any score is seen, whether fingerprints are tested.
 
-    auto: if the calibration knows them, any trace has one, the audit is of a fixed number of sequences, and the
-    reference can project. required: always, with an error where that cannot be. off: never.
+    auto: if the calibration knows them, any trace has one, and the reference can project. required: always, with an
+    error where that cannot be. off: never. `Openings`: required, and only what opens a root counts.
     """
+    openings = mode if isinstance(mode, Openings) else None
+    mode = "required" if isinstance(mode, Openings) else mode
     if mode not in MODES:
         raise TraceError(f"fingerprints: got {mode!r:.40}, expected one of {', '.join(MODES)}")
     null, must = calibration.fingerprints, mode == "required"
@@ -56,18 +74,21 @@ def settle(
         why = "the calibration knows nothing of them" if sent else ""
     elif mode == "off":
         why = "they were switched off"
-    elif sequential:
-        if must:
-            raise TraceError("fingerprints: required, and a sequential audit tests tokens alone")
-        why = "a sequential audit tests tokens alone"
     elif not (must or sent):
         why = "no trace has one"
     elif not must and replayer.reference.measuring(null.spec) is None:
         why = "the reference cannot give projections"
     if null is None or why is not None:
         said = (f"Fingerprints are not used: {why}. The verdict is about tokens alone.",) if why else ()
-        return Settled(replayer=replayer, null=None, assumptions=said)
-    return Settled(replayer=replayer.with_projections(null.spec), null=null)
+        return Settled(replayer=replayer, calibration=calibration, null=None, assumptions=said)
+    measuring = replayer.with_projections(null.spec)
+    if openings is None:
+        return Settled(replayer=measuring, calibration=calibration, null=null)
+    told = (
+        f"Tap {openings.tap} was named only after the roots of the commitments had been received: the verifier's word."
+    )
+    alone = null.alone(openings.tap)
+    return Settled(replayer=measuring, calibration=calibration, null=alone, assumptions=(told,), openings=openings)
 
 
 def judge_both(
@@ -75,37 +96,41 @@ def judge_both(
     traces: Sequence[Trace],
     planned: Sequence[Planned],
     items: Sequence[ScoredItem],
-    calibration: Calibration,
     alpha: float,
     rng: np.random.Generator,
 ) -> Judgement | None:
     """Test the tokens, and the fingerprints where `settled` says so; None if no token can be tested."""
     if settled.null is None:
-        return judge(planned, items, calibration, alpha, rng)
-    found = judge(planned, items, calibration, alpha / 2, rng)
+        return judge(planned, items, settled.calibration, alpha, rng)
+    found = judge(planned, items, settled.calibration, alpha / 2, rng)
     sent = {trace.id: trace for trace in traces}
-    return None if found is None else _weigh(found, planned, items, sent, calibration, alpha, rng)
+    return None if found is None else weigh(found, settled, planned, items, sent, alpha, rng)
 
 
-def _weigh(
+def weigh(
     found: Judgement,
+    settled: Settled,
     planned: Sequence[Planned],
     items: Sequence[ScoredItem],
     sent: Mapping[str, Trace],
-    calibration: Calibration,
     alpha: float,
     rng: np.random.Generator,
+    ended: SequentialOutcome | None = None,
 ) -> Judgement:
     """The judgement of tokens and fingerprints together. `found` is that of the tokens at alpha / 2, `sent` the traces
-    as the provider sent them, by id."""
-    null = calibration.fingerprints
+    as the provider sent them, by id; `ended` how the fingerprints' own test ended in a sequential audit."""
+    null = settled.null
     if null is None or found.p_value is None:
         return found
-    measured, reasons = _measured(planned, items, sent, null, calibration.edges[0])
-    compared = _Compared.of(measured, null, calibration.edges)
-    results = [] if compared is None else compared.test(0, alpha / 2, rng)
-    p_value = max((result.p_value for result in results), default=None)
-    speak_tokens, speak_prints = found.p_value <= alpha / 2, p_value is not None and p_value <= alpha / 2
+    measured, reasons = _measured(settled, planned, items, sent)
+    compared = _Compared.of(measured, null, settled.calibration.edges)
+    if ended is not None:
+        p_value = ended.p_value if ended.n else None
+        speak_prints = ended.status is SequentialStatus.REJECTED
+    else:
+        results = [] if compared is None else compared.test(0, alpha / 2, rng)
+        p_value = max((result.p_value for result in results), default=None)
+        speak_prints = p_value is not None and p_value <= alpha / 2
     tap = compared.first_tap(alpha / 2, rng) if compared is not None and speak_prints else None
     summary = FingerprintSummary(
         spec=null.spec.digest().hex(),
@@ -113,7 +138,7 @@ def _weigh(
         tokens_p_value=found.p_value,
         sequences=len(measured),
         missing=len(reasons),
-        speaks=_speaks(speak_tokens, speak_prints),
+        speaks=_speaks(found.verdict is Verdict.DIVERGENT, speak_prints),
         tap=tap,
         reasons=reasons,
     )
@@ -132,14 +157,10 @@ def explained(summary: FingerprintSummary) -> Diagnosis:
 
 
 def _measured(
-    planned: Sequence[Planned],
-    items: Sequence[ScoredItem],
-    sent: Mapping[str, Trace],
-    null: FingerprintNull,
-    shortest: int,
+    settled: Settled, planned: Sequence[Planned], items: Sequence[ScoredItem], sent: Mapping[str, Trace]
 ) -> tuple[list[Measured], dict[str, str]]:
     """Fingerprints that can be compared, and why each other one that was owed is missing."""
-    by_id = {item.planned.id: item for item in items}
+    by_id, shortest = {item.planned.id: item for item in items}, settled.calibration.edges[0]
     measured, reasons = [], {}
     for entry in planned:
         item = by_id.get(entry.id)
@@ -149,7 +170,7 @@ def _measured(
             reasons[entry.id] = "its tokens could not be replayed"
             continue
         try:
-            one = measure(sent[entry.id], item.scored.evidence, null.spec)
+            one = settled.measure(sent[entry.id], item.scored.evidence)
         except FingerprintError as error:
             reasons[entry.id] = str(error)
             continue

@@ -8,7 +8,7 @@ no sequence, however far off or however exact, can outweigh the rest of an audit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,16 @@ class FingerprintNull:
     spec: FingerprintSpec
     scales: tuple[ErrorScale, ...]
     stacks: tuple[NullStack, ...]
+
+    def alone(self, tap: str) -> FingerprintNull:
+        """The part about one of the taps. `FingerprintError` for another tap."""
+        spec, place = self.spec.alone(tap), self.spec.taps.index(tap)
+        row = place + 1 if len(self.spec.taps) > 1 else 0
+        stacks = [
+            replace(stack, sequences=tuple(replace(one, scores=(one.scores[row],)) for one in stack.sequences))
+            for stack in self.stacks
+        ]
+        return FingerprintNull(spec=spec, scales=(self.scales[place],), stacks=tuple(stacks))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,12 +124,7 @@ def fit_null(
     fitted = [one for one in fit if one is not None]
     scales = []
     for tap in range(len(spec.taps)):
-        parts = [one.claimed_A[tap] for one in fitted]
-        joined = Intervals(
-            low_FK=np.concatenate([part.low_FK for part in parts]),
-            high_FK=np.concatenate([part.high_FK for part in parts]),
-            period_K=parts[0].period_K,
-        )
+        joined = Intervals.joined([one.claimed_A[tap] for one in fitted])
         scales.append(fit_scale(joined, np.concatenate([one.own_AFK[tap] for one in fitted])))
     stacks = []
     for name, sequences in null:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from veridifr import stats
 from veridifr.betting import FEWEST_FIT_SCORES, Design, Sequential, design, simulation_of
 from veridifr.calibration import Calibration
 from veridifr.errors import TraceError
 from veridifr.finding import SequentialSummary, StackResult, TestSummary, Verdict
+from veridifr.fingerprint_stopping import Prints, PrintsState
 from veridifr.judging import COVERAGE, POWER, STATISTICS, Judgement, covered_share, score_at
 from veridifr.requests import Planned
 from veridifr.scored import ScoredItem
@@ -18,6 +21,8 @@ from veridifr.stats import SequentialStatus
 
 ScoreSome = Callable[[Sequence[Planned]], tuple[list[ScoredItem], dict[str, str]]]
 """Replays and scores some planned sequences: those scored, and the reason for each that is not."""
+STOPPED = "stopped"
+"""The tokens' test where the fingerprints had rejected before it was decided."""
 BLOCK = 8
 """Sequences replayed at a time: a batch for the reference, and at most so many replayed in vain."""
 
@@ -30,6 +35,14 @@ class Looked:
     items: list[ScoredItem]
     left_out: dict[str, str]
     judgement: Judgement | None
+    prints: PrintsState | None = None
+    """Where the test of fingerprints stood, None if there was none."""
+
+    def judged(self, alpha: float, rng: np.random.Generator) -> Judgement | None:
+        """The judgement of tokens and fingerprints together, at `alpha` for both."""
+        if self.judgement is None or self.prints is None:
+            return self.judgement
+        return self.prints.weigh(self.judgement, self.planned, self.items, alpha, rng)
 
 
 def purchases(planned: Sequence[Planned], ids: Sequence[str], settings: Sequential) -> list[list[Planned]]:
@@ -55,8 +68,11 @@ def look(
     calibration: Calibration,
     alpha: float,
     settings: Sequential,
+    prints: Prints | None = None,
 ) -> Looked:
-    """Look at the sequences one by one until the test is decided or the order spent."""
+    """Look at the sequences one by one until the test is decided or the order spent. With `prints` tokens and
+    fingerprints are each tested at alpha / 2, and either ends the audit by rejecting."""
+    alpha = alpha if prints is None else alpha / 2
     order = [item for batch in batches for item in batch]
     ranked = [item for item in order if _can_speak(item)]
     reached = {item.id: edge_of(item.end, calibration.edges) for item in ranked}
@@ -66,11 +82,13 @@ def look(
             planned=order, items=[], left_out={i.id: i.reason or "no evidence" for i in order}, judgement=None
         )
     fixed = design(calibration, first, alpha, settings)
-    state = fixed.test.start(fixed.honest, [item.id for item in ranked])
+    names = [item.id for item in ranked]
+    state = fixed.test.start(fixed.honest, names)
+    beside = None if prints is None else prints.begin(first, names, alpha, settings)
     items: list[ScoredItem] = []
     left_out: dict[str, str] = {}
     scores: dict[str, float] = {}
-    last = order[-1].id
+    last, ended = order[-1].id, False
     for start in range(0, len(ranked), BLOCK):
         block = ranked[start : start + BLOCK]
         scored, refused = score_some(block)
@@ -82,15 +100,16 @@ def look(
             items += [found] if found else []
             left_out |= {item.id: refused[item.id]} if item.id in refused else {}
             scores |= {} if value is None else {item.id: value}
-            if state.decided_at is not None:
+            beside = None if beside is None else beside.after(item.id, found, reached[item.id])
+            if ended := state.decided_at is not None or (beside is not None and beside.rejected):
                 last = item.id
                 break
-        if state.decided_at is not None:
+        if ended:
             break
     seen = order[: 1 + next(place for place, item in enumerate(order) if item.id == last)]
     left_out |= {item.id: item.reason or "no evidence" for item in seen if item.trace is None}
     outcome = fixed.test.outcome(state)
-    looked = Looked(planned=seen, items=items, left_out=left_out, judgement=None)
+    looked = Looked(planned=seen, items=items, left_out=left_out, judgement=None, prints=beside)
     if not outcome.n:
         return looked
     usable = sum(fixed.place(place) is not None for place in reached.values())
@@ -128,7 +147,7 @@ def _summary(
         power=power,
         further_sequences=further,
         sequential=SequentialSummary(
-            status=outcome.status.value,
+            status=STOPPED if outcome.status is SequentialStatus.OPEN else outcome.status.value,
             e_value=outcome.e_value,
             n=outcome.n,
             ordered=ordered,

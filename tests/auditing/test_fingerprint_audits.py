@@ -213,14 +213,6 @@ def test_off(printed: Recorded) -> None:
     assert any("switched off" in text for text in finding.assumptions)
 
 
-def test_sequential_audits_test_tokens_alone(printed: Recorded) -> None:
-    with pytest.raises(TraceError, match="fingerprints: required, and a sequential"):
-        run(printed, printed["v1"], sequential=True, fingerprints="required")
-    finding = run(printed, printed["v1"], sequential=True)
-    assert finding.fingerprints is None
-    assert any("sequential audit tests tokens alone" in text for text in finding.assumptions)
-
-
 def test_an_unknown_mode(printed: Recorded) -> None:
     with pytest.raises(TraceError, match="fingerprints: got 'maybe', expected one of auto, required, off"):
         run(printed, printed["v1"], fingerprints="maybe")

@@ -12,7 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from recorded import DETECT, Recorded
+from recorded import DETECT, TOKENS, Recorded
 from veridifr import auditing, report
 from veridifr.auditing import audit
 from veridifr.calibration import Calibration, HonestTraces, calibrate
@@ -92,6 +92,20 @@ def test_deviations_of_the_distribution_are_divergent(
     assert finding.diagnosis.code in (*codes, "unexplained")
     assert {a.code for a in finding.diagnosis.alternatives} <= {"temperature", "top_p", "top_k", "forward_pass"}
     assert all(a.contract is None for a in finding.diagnosis.alternatives)
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_texts_are_no_evidence_where_no_noise_tells_their_splits(
+    recorded: Recorded, unknown: Calibration, share: int
+) -> None:
+    counts = {"server_count": TOKENS, "own_count": TOKENS}
+    extra = {"token_ids_from": "text", "retokenization": counts}
+    traces = [replace(t, extra=extra) if n % share == 0 else t for n, t in enumerate(recorded["temp1.1"])]
+    finding = run(recorded, engine(traces, NOBODY), unknown)
+    complete(finding)
+    assert finding.sequences_unsupported == len(traces) / share
+    assert finding.verdict is (Verdict.UNSUPPORTED if share == 1 else Verdict.DIVERGENT)
+    assert share > 1 or "nothing tells which of its splits was sampled" in finding.reason
 
 
 def test_the_finding_says_how_much_weaker_it_is(recorded: Recorded, unknown: Calibration) -> None:

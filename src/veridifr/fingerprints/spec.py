@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from veridifr.errors import FingerprintError
@@ -107,6 +107,12 @@ class FingerprintSpec:
         """Bytes of one tap's payload for `tokens` output tokens."""
         entries = self.entries(tokens)
         return -(-entries * self.k * self.bits // 8) + (entries if self.scaled else 0)
+
+    def alone(self, tap: str) -> FingerprintSpec:
+        """The same with one of its taps alone. `FingerprintError` for another tap."""
+        if tap not in self.taps:
+            raise FingerprintError(f"tap: got {tap!a:.40}, expected one of {', '.join(self.taps)}")
+        return replace(self, taps=(tap,), step_log2=self.step_log2 and (self.step_log2[self.taps.index(tap)],))
 
     def bytes_per_token(self) -> float:
         """Payload bytes of one output token over all taps, in the limit of long outputs; headers come on top."""

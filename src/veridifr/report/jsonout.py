@@ -187,7 +187,7 @@ def _check_distribution(summary: DistributionSummary, where: str) -> None:
 
 _MODES = (None, "seeded", "greedy", "distribution")
 _SPEAKERS = (None, "tokens", "fingerprints", "both")
-_ENDS = ("rejected", "given up", "spent")
+_ENDS = ("rejected", "given up", "spent", "stopped")
 _COUNTS = ("sequences", "sequences_unsupported", "tokens_requested", "tokens_scored")
 
 

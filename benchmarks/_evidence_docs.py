@@ -1,0 +1,101 @@
+"""The tables of docs/results.md, from the raw part of results/evidence.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+START = "<!-- evidence: written by benchmarks/evidence.py -->\n"
+END = "<!-- end of evidence -->"
+SOURCES = {
+    "h200": "vLLM 0.24 on an H200, tb24m (24 M parameters), 300 tokens a sequence",
+    "cpu": "vLLM 0.32 and transformers on a CPU, tb7m (7 M parameters), 100 tokens a sequence",
+    "small": "the reduced table of `make experiments-small`",
+}
+MARKS = {"ahead": "▲", "tied": "=", "behind": "▼"}
+KINDS = {"tokens": "tokens alone", "activations": "activations (16 coordinates of 2 bits, 4 bytes a token)"}
+PEERS = {
+    "mean_clipped_margin": "mean clipped margin",
+    "paper_likelihood": "paper's likelihood",
+    "match_rate": "match rate",
+    "cross_entropy": "cross-entropy",
+    "rank": "rank",
+}
+
+
+def block(raw: Mapping[str, Any]) -> str:
+    """Everything between the two marks."""
+    return "\n".join(_lines(raw)) + "\n"
+
+
+def _lines(raw: Mapping[str, Any]) -> Iterator[str]:
+    rows = raw["rows"]
+    for source in sorted({row["source"] for row in rows}, key=list(SOURCES).index):
+        yield f"### {SOURCES[source][0].upper()}{SOURCES[source][1:]}"
+        yield ""
+        for kind in KINDS:
+            chosen = [row for row in rows if row["source"] == source and row["kind"] == kind]
+            if chosen:
+                yield from _table(chosen, KINDS[kind])
+    yield from _stacks(raw)
+    yield from _rates(raw)
+
+
+def _table(rows: list[dict[str, Any]], title: str) -> Iterator[str]:
+    budgets = sorted({row["budget"] for row in rows})
+    yield f"| {title}: AUC, ours / closest peer | " + " | ".join(f"{budget:,}" for budget in budgets) + " |"
+    yield "|---" * (len(budgets) + 1) + "|"
+    for deviation in dict.fromkeys(row["deviation"] for row in rows):
+        own = {row["budget"]: row for row in rows if row["deviation"] == deviation}
+        label = deviation + (" (simulated)" if next(iter(own.values()))["simulated"] else "")
+        yield f"| {label} | " + " | ".join(_cell(own.get(budget)) for budget in budgets) + " |"
+    yield ""
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "too small"
+    ours, peer = row["auc"][row["ours"]], row["auc"][row["closest_peer"]]
+    return f"{_auc(ours)} / {_auc(peer)} {MARKS[row['status']]}"
+
+
+def _auc(value: float) -> str:
+    return "1" if value >= 0.99995 else f"{value:.4f}".removeprefix("0") if value >= 0.99 else f"{value:.3f}"[1:]
+
+
+def _stacks(raw: Mapping[str, Any]) -> Iterator[str]:
+    for source, models in raw["stacks"].items():
+        for model, stacks in models.items():
+            references = list(next(iter(stacks.values())))
+            yield f"### Honest stacks of {model} ({source})"
+            yield ""
+            yield "| tokens of | " + " | ".join(f"against {name}" for name in references) + " |"
+            yield "|---" * (len(references) + 1) + "|"
+            for name, found in stacks.items():
+                cells = [
+                    f"{found[r]['exact_match']:.2%}, {found[r]['mean_margin']:.5f}, {found[r]['sigma']:.4f}"
+                    for r in references
+                ]
+                yield f"| {name} | " + " | ".join(cells) + " |"
+            yield ""
+            yield "Each cell: matching tokens, mean margin in logits, effective logit noise in logits."
+            yield ""
+
+
+def _rates(raw: Mapping[str, Any]) -> Iterator[str]:
+    yield "### False positives, honest stacks pooled"
+    yield ""
+    yield "| sequences from | stacks | audits of 20 sequences | called divergent at 0.01 |"
+    yield "|---|---|---|---|"
+    for source, one in raw["honest"].items():
+        rate = one["rejected"] / one["audits"]
+        yield f"| {SOURCES[source]} | {one['stacks']} | {one['audits']:,} | {rate:.2%} |"
+    yield ""
+    found = raw["int8"]
+    peers = ", ".join(f"{PEERS[name]} {found['peers'][name]:.3f}" for name in PEERS)
+    yield (
+        f"int8 weights and activations (real kernels, tb24m, H200) at {found['tokens']:,} tokens: partial AUC "
+        f"(false-positive rate up to 1 %) **{found['pauc']:.3f}**; {peers}. Measured on {found['batches'][0]} honest "
+        f"and {found['batches'][1]} deviating batches, all that there are: fewer than 1,000."
+    )
+    yield ""

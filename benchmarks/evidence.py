@@ -1,0 +1,198 @@
+"""Every claim beside its peers: rows of deviation x model x budget, and where this package is ahead, tied or behind.
+
+    python benchmarks/evidence.py                     collect, from what is measured already
+    python benchmarks/evidence.py --check             recompute everything from the same files
+    python benchmarks/evidence.py --write-docs        write the tables of docs/results.md
+
+Rows come from the experiments that were run (experiments/results/*/scores.npz, made by experiments/run.py) and from the
+H200's sequences (results/decisions.npz, made by benchmarks/decisions.py: vLLM 0.24, tb24m, 300 tokens a sequence). Both
+hold every detector's value of every sequence, on the same evidence. What a row says is in experiments/tables.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import _results
+from _decision_pauc import judged, partial_auc
+from _decision_scores import EDGES
+from _evidence_docs import END, START, block
+from veridifr.stats import clopper_pearson, permutation_test, permutations_for
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+import run  # noqa: E402  (they lie beside the package)
+import tables  # noqa: E402
+
+RESULTS = _results.RESULTS / "evidence.json"
+DOCS = ROOT / "docs" / "results.md"
+DECISIONS = _results.RESULTS / "decisions.npz"
+EXPERIMENTS = ROOT / "experiments" / "results"
+NAMES = ("likelihood", "mean_clipped_margin", "finite_clipped_margin", "paper_likelihood", "match_rate",
+    "cross_entropy", "rank")  # fmt: skip
+HONEST = ("honest.v1", "honest.v2", "more.v1", "more.v2")
+BUDGETS = (30, 100, 300, 600, 1200)
+MOST = 3000
+"""Honest batches of a row at most: more would only take longer."""
+H200 = {
+    "held.int3": ("int3 weights", True),
+    "int4": ("int4 weights", True),
+    "held.int8": ("int8 weights and activations", False),
+    "fp8": ("fp8 weights and activations", False),
+    "kv_fp8": ("fp8 key-value cache", False),
+    "held.tb7m": ("a smaller model (7 M for 24 M)", False),
+    "held.temp0.95": ("temperature 0.95", False),
+    "temp1.02": ("temperature 1.02", False),
+    "temp1.1": ("temperature 1.1", False),
+    "top_p0.85": ("top-p 0.85", False),
+    "held.top_p0.9": ("top-p 0.9", False),
+}
+"""Set: what it is, and whether its kernels are simulated by rounded weights."""
+ALPHA = 0.01
+AUDITS, SIZE = 1000, 20
+"""Simulated honest audits of each pool, and sequences of one."""
+INT8_BUDGET = 10_000
+
+
+def main() -> int:
+    """Exit status: 1 if figures or tables do not follow from the files."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--write-docs", action="store_true")
+    args = parser.parse_args()
+    if not (args.check or args.write_docs):
+        figures = _results.write(RESULTS, collected(), figures_of)
+        print(json.dumps({key: value for key, value in figures.items() if key != "by_source"}, indent=1))
+        return 0
+    raw = _results.read(RESULTS)["raw"]
+    wrong = _results.documented(DOCS, START, END, block(raw), write=args.write_docs)
+    if args.check:
+        wrong += _results.check(RESULTS, figures_of)
+        again = json.loads(json.dumps(collected()))
+        wrong += [f"raw.{key}: does not follow from the files" for key in again if again[key] != raw.get(key)]
+    print("\n".join(wrong) or "evidence: figures and tables follow from the measured values")
+    return 1 if wrong else 0
+
+
+def collected() -> dict[str, Any]:
+    """Everything that figures and tables are made of."""
+    files = {"h200": DECISIONS, **{path.parent.name: path for path in sorted(EXPERIMENTS.glob("*/scores.npz"))}}
+    raw: dict[str, Any] = {"sources": {}, "rows": [], "honest": {}, "stacks": {}}
+    for name, path in files.items():
+        raw["sources"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        if name == "h200":
+            continue
+        document = json.loads((path.parent / "table.json").read_text())
+        found = run.table(document["raw"], path)
+        if json.loads(json.dumps(found)) != document["figures"]:
+            raise SystemExit(f"{path.parent}: table.json does not follow from scores.npz")
+        raw["rows"] += [{"source": name, **row} for row in found["rows"]]
+        raw["stacks"][name] = document["raw"]["stacks"]
+        raw["honest"][name] = _rate(list(_experiment_stacks(path, found)))
+    with np.load(DECISIONS, allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files if key.endswith(("/scores", "/fit"))}
+    raw["rows"] += list(_h200_rows(arrays))
+    raw["honest"]["h200"] = _rate([judged(arrays, name)[:, EDGES.index(300), 0] for name in HONEST])
+    raw["int8"] = _int8(arrays)
+    return raw
+
+
+def figures_of(raw: dict[str, Any]) -> dict[str, Any]:
+    """Counts of rows, and the rates."""
+    rows = raw["rows"]
+    count = {status: sum(row["status"] == status for row in rows) for status in ("ahead", "tied", "behind")}
+    rejected = sum(one["rejected"] for one in raw["honest"].values())
+    audits = sum(one["audits"] for one in raw["honest"].values())
+    sources = sorted({row["source"] for row in rows})
+    return {
+        "rows": len(rows),
+        **{f"rows_{status}": number for status, number in count.items()},
+        "share_ahead": count["ahead"] / len(rows),
+        "share_ahead_of_undecided": count["ahead"] / max(1, len(rows) - sum(map(_saturated, rows))),
+        "rows_saturated": sum(map(_saturated, rows)),
+        "false_positive_rate_pooled": rejected / audits,
+        "false_positive_interval": list(clopper_pearson(rejected, audits, 0.999)),
+        "alpha": ALPHA,
+        "int8_pauc_10k": raw["int8"]["pauc"],
+        "int8_batches": raw["int8"]["batches"],
+        "by_source": {
+            name: {
+                status: sum(row["status"] == status for row in rows if row["source"] == name)
+                for status in ("ahead", "tied", "behind")
+            }
+            for name in sources
+        },
+    }
+
+
+def _saturated(row: dict[str, Any]) -> bool:
+    """Whether both are certain, or both blind: no detector can be ahead."""
+    pair = row["auc"][row["ours"]], row["auc"][row["closest_peer"]]
+    return min(pair) >= tables.SURE or max(pair) <= tables.CHANCE
+
+
+def _h200_rows(arrays: dict[str, Any]) -> Any:
+    honest = np.concatenate([judged(arrays, name) for name in HONEST])
+    honest = honest[np.random.default_rng(0).permutation(len(honest))]
+    for name, (deviation, simulated) in H200.items():
+        theirs = judged(arrays, name)
+        for budget in BUDGETS:
+            pair = [tables.batches(part, EDGES, budget) for part in (honest, theirs)]
+            assert pair[0] is not None and pair[1] is not None
+            row = tables.row(deviation, "tokens", budget, NAMES, pair[0][:MOST], pair[1])
+            assert row is not None
+            yield {"source": "h200", "model": "tb24m", "simulated": simulated, "ours": NAMES[0], **row}
+
+
+def _experiment_stacks(path: Path, table: dict[str, Any]) -> Any:
+    with np.load(path, allow_pickle=False) as file:
+        for model, stacks in table["honest"].items():
+            for name in stacks:
+                yield file[f"{model}/{name}/tokens"][:, -1, 0].astype(np.float64)
+
+
+def _rate(stacks: list[Any]) -> dict[str, Any]:
+    """How many simulated honest audits are called divergent: the sequences of each are drawn from one stack in turn,
+    the others of all stacks calibrate, and the largest p-value over the stacks decides."""
+    rng = np.random.default_rng(0)
+    rejected = 0
+    for number in range(AUDITS):
+        audited = number % len(stacks)
+        lot = rng.permutation(len(stacks[audited]))
+        values = stacks[audited][lot[:SIZE]]
+        against = [stacks[audited][lot[SIZE:]] if k == audited else stack for k, stack in enumerate(stacks)]
+        rejected += max(_p_value(values, stack, rng) for stack in against) <= ALPHA
+    return {"audits": AUDITS, "sequences": SIZE, "stacks": len(stacks), "rejected": rejected}
+
+
+def _p_value(values: Any, honest: Any, rng: np.random.Generator) -> float:
+    found = permutation_test(values, honest, permutations=permutations_for(ALPHA), rng=rng)
+    return found.p_value
+
+
+def _int8(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Partial AUC of int8 at the largest budget, from all the batches that there are."""
+    count = INT8_BUDGET // EDGES[-1]
+    honest = np.concatenate([judged(arrays, name) for name in HONEST])
+    honest = honest[np.random.default_rng(0).permutation(len(honest))]
+    pair = []
+    for part in (honest, judged(arrays, "held.int8")):
+        whole = len(part) // count
+        pair.append(part[: whole * count, -1, :].reshape(whole, count, -1).sum(axis=1))
+    return {
+        "tokens": count * EDGES[-1],
+        "batches": [len(part) for part in pair],
+        "pauc": partial_auc(pair[0][:, 0], pair[1][:, 0]),
+        "peers": {name: partial_auc(pair[0][:, c], pair[1][:, c]) for c, name in enumerate(NAMES) if c},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

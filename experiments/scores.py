@@ -1,0 +1,191 @@
+"""Every detector's value of every sequence: what the tables are made of.
+
+Tokens: the likelihood score of this package and the field's statistics by name, summed over the first tokens of a
+sequence. Activations: the fingerprint score of this package, and TOPLOC's three statistics and their combination for
+several top-k, each over the first tokens of a sequence. Everything fitted is fitted on the honest providers' `fit`
+sequences, which are not judged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+import spec as specs
+from veridifr import Reference, ReferenceSettings, Trace, load_reference, read_traces
+from veridifr.evidence import Evidence
+from veridifr.fingerprints import (
+    ErrorScale,
+    FingerprintSpec,
+    Intervals,
+    combine,
+    fit_scale,
+    project,
+    projection_matrix,
+    ratios,
+    to_codes,
+    to_intervals,
+)
+from veridifr.fingerprints.projection import scale
+from veridifr.fingerprints.toploc import compare, prove
+from veridifr.fitting import fit_statistic
+from veridifr.named_statistics import NAMES, NamedStatistics, fit_named
+from veridifr.scores import Scores
+from veridifr.scoring import score_claim
+from veridifr.statistic import LikelihoodRatio
+
+TOKEN_DETECTORS = ("likelihood", *NAMES)
+TOP_KS = (4, 16, 64, 256)
+TOPLOC = ("mismatches", "mean", "median", "combined")
+_SEED = 7
+"""Seed of the projection matrix of the fingerprints that are judged."""
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What honest sequences gave: the likelihood score, the clips of the others, the scale of honest projections."""
+
+    likelihood: LikelihoodRatio
+    named: NamedStatistics
+    scale: ErrorScale | None
+
+    def save(self, path: Path) -> None:
+        """Write the numbers to a JSON file."""
+        value = {
+            "sigma": self.likelihood.sigma,
+            "epsilon": self.likelihood.epsilon,
+            "named": asdict(self.named),
+            "scale": None if self.scale is None else asdict(self.scale),
+        }
+        path.write_text(json.dumps(value) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> Fitted:
+        """What `save` wrote."""
+        value = json.loads(path.read_text())
+        return Fitted(
+            LikelihoodRatio(sigma=value["sigma"], epsilon=value["epsilon"]),
+            NamedStatistics(**value["named"]),
+            None if value["scale"] is None else ErrorScale(**value["scale"]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """One sequence of a provider as the verifier sees it; `theirs` and `own` are hidden states [F, D], or None."""
+
+    scores: Scores
+    theirs: npt.NDArray[np.float32] | None
+    own: npt.NDArray[np.float32] | None
+
+
+def reference_of(path: Path, dtype: str = "float32") -> Reference:
+    """The verifier's model."""
+    return load_reference(f"hf:{path}", ReferenceSettings(dtype=dtype))
+
+
+def replay(
+    reference: Reference, size: int, traces: Sequence[Trace], states: npt.NDArray[np.uint16] | None
+) -> Iterator[Replayed]:
+    """Each trace's scores under its claim, with both sides' hidden states where `states` [S, F, D] are given; `size` is
+    the reference's hidden size."""
+    if states is not None:
+        measuring = reference.measuring(FingerprintSpec(seed=0, hidden_size=size, k=size, encoding="float32"))
+        assert measuring is not None
+        reference = measuring
+    found: dict[str, Evidence] = {item.trace_id: item for item in reference.evidence(traces)}
+    for number, trace in enumerate(traces):
+        item = found[trace.id]
+        theirs = own = None
+        if states is not None:
+            assert item.projections_AFK is not None
+            theirs = (states[number].astype(np.uint32) << 16).view(np.float32)
+            own = _unprojected(item.projections_AFK[0, : len(theirs)], size)
+        yield Replayed(score_claim(trace, item, eos_ids=reference.eos_ids), theirs, own)
+
+
+def fit(experiment: specs.Experiment, honest: Sequence[Sequence[Replayed]]) -> Fitted:
+    """From the `fit` sequences of every honest provider."""
+    together = [item.scores for items in honest for item in items]
+    likelihood = fit_statistic(together)
+    known = [item for items in honest for item in items if item.own is not None]
+    scale = None
+    if known:
+        intervals, own = zip(*(_coded(experiment, item) for item in known), strict=True)
+        scale = fit_scale(Intervals.joined(intervals), np.concatenate(own))
+    return Fitted(likelihood, fit_named(together, likelihood.sigma), scale)
+
+
+def measure(experiment: specs.Experiment, item: Replayed, fitted: Fitted) -> tuple[Floats, Floats | None]:
+    """Token detectors [E, 7] at the experiment's edges, and activation detectors [B, 1 + top-k x 4] at its activation
+    budgets, or None where there are no hidden states."""
+    likelihood_E = fitted.likelihood.prefix_scores(item.scores, experiment.edges)
+    tokens = np.column_stack([likelihood_E, fitted.named.prefix_scores(item.scores, experiment.edges)])
+    if item.own is None or fitted.scale is None:
+        return tokens, None
+    intervals, own = _coded(experiment, item)
+    totals = np.cumsum(ratios(intervals, own, fitted.scale), axis=0)
+    budgets = np.asarray(experiment.activation_budgets)
+    ours_B = combine(totals[budgets - 1])
+    theirs = [_toploc(item, int(budget)) for budget in budgets]
+    return tokens, np.column_stack([ours_B, np.array(theirs)])
+
+
+def activation_detectors() -> tuple[str, ...]:
+    """Names of the columns that `measure` gives for activations."""
+    return ("fingerprint", *(f"toploc {name} {top_k}" for top_k in TOP_KS for name in TOPLOC))
+
+
+def spec_of(experiment: specs.Experiment, size: int) -> FingerprintSpec:
+    """The fingerprint that is judged."""
+    return FingerprintSpec(
+        seed=_SEED,
+        hidden_size=size,
+        k=experiment.coordinates,
+        encoding="wrapped2",
+        step_log2=(experiment.step_log2,),
+    )
+
+
+def read_provider(folder: Path, provider: specs.Provider) -> tuple[list[Trace], npt.NDArray[np.uint16] | None]:
+    """The traces of a provider and its hidden states, as the worker left them."""
+    states = folder / f"{provider.file}.states.npy"
+    return (
+        list(read_traces(folder / f"{provider.file}.jsonl.gz")),
+        np.load(states, allow_pickle=False) if states.exists() else None,
+    )
+
+
+def _toploc(item: Replayed, budget: int) -> list[float]:
+    """The four statistics for each top-k, one chunk of `budget` tokens. A mismatched exponent counts as a binade."""
+    assert item.theirs is not None and item.own is not None
+    found: list[float] = []
+    for top_k in TOP_KS:
+        proof = prove(item.theirs[:budget], top_k)
+        distance = compare(item.own[:budget], proof, top_k)
+        wrong = distance.exponent_mismatches
+        mean = 128.0 if distance.mantissa_mean is None else distance.mantissa_mean
+        median = 128.0 if distance.mantissa_median is None else distance.mantissa_median
+        found += [wrong, mean, median, (wrong * 128.0 + mean * (top_k - wrong)) / top_k]
+    return found
+
+
+def _coded(experiment: specs.Experiment, item: Replayed) -> tuple[Intervals, npt.NDArray[np.float32]]:
+    """What the provider would send, and the verifier's own projections. A model of another hidden size projects what it
+    has with the matrix for its own size."""
+    assert item.theirs is not None and item.own is not None
+    chosen = spec_of(experiment, item.own.shape[1])
+    codes = to_codes(chosen, 0, project(item.theirs, chosen.seed, chosen.k))
+    return to_intervals(chosen, 0, codes), project(item.own, chosen.seed, chosen.k)
+
+
+def _unprojected(projected_FD: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+    """Hidden states from a projection on all coordinates: the matrix is orthogonal, so its transpose undoes it."""
+    matrix = projection_matrix(0, size, size).astype(np.float64) * float(scale(size))
+    return np.asarray(projected_FD.astype(np.float64) @ matrix, dtype=np.float32)

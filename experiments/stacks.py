@@ -1,0 +1,59 @@
+"""How honest stacks differ: tokens of each honest provider, verified with each reference.
+
+The table gives the share of matching tokens, the mean margin and the effective logit noise: the one number, in logits,
+that says by how much two stacks disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import scores
+import spec as specs
+from veridifr.fitting import fit_statistic
+from veridifr.rng import compiled
+
+HERE = Path(__file__).resolve().parent
+
+
+def table(experiment: specs.Experiment, model: str, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """By honest provider and dtype of the reference: `exact_match`, `mean_margin` and `sigma`, both in logits."""
+    source = folder / "experiment.toml"
+    for dtype in experiment.stacks:
+        out = folder / f"stacks.{dtype}.json"
+        if not out.exists():
+            subprocess.run([sys.executable, str(HERE / "stacks.py"), str(source), model, dtype, str(out)], check=True)
+    parts = {dtype: json.loads((folder / f"stacks.{dtype}.json").read_text()) for dtype in experiment.stacks}
+    return {one.name: {dtype: parts[dtype][one.name] for dtype in experiment.stacks} for one in experiment.honest}
+
+
+def main(file: str, model: str, dtype: str, out: str) -> None:
+    """One reference, in a process of its own."""
+    compiled.enable()
+    experiment = specs.read(Path(file))
+    path = experiment.models[model]
+    reference = scores.reference_of(path, dtype)
+    found: dict[str, Any] = {}
+    for provider in experiment.honest:
+        traces, _ = scores.read_provider(Path(out).parent, provider)
+        traces = traces[experiment.fit :][: experiment.stack_sequences]
+        items = [item.scores for item in scores.replay(reference, 0, traces, None)]
+        usable = [item.usable_T for item in items]
+        pairs = list(zip(items, usable, strict=True))
+        found[provider.name] = {
+            "exact_match": float(np.concatenate([item.match_T[use] for item, use in pairs]).mean()),
+            "mean_margin": float(np.concatenate([item.margin_T[use] for item, use in pairs]).mean()),
+            "sigma": fit_statistic(items).sigma,
+            "tokens": int(sum(use.sum() for use in usable)),
+        }
+    Path(out).write_text(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,115 @@
+"""From every sequence's values to rows: deviation x budget, every detector's AUC, and whether ours is ahead.
+
+A batch is a number of whole sequences, or the first tokens of one; batches are disjoint. A row compares our detector
+with each peer's on the same batches: *ahead* is an AUC higher than every peer's with the paired 95 % bootstrap interval
+above 0; *tied* is both at least 0.999, both at most 0.51, or an interval that holds 0; else it is *behind*. The
+bootstrap redraws batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+Floats = npt.NDArray[np.float64]
+FEWEST = 20
+"""Batches of either kind below which a row is not judged."""
+REDRAWS = 500
+SURE, CHANCE = 0.999, 0.51
+
+
+def auc(honest: Floats, deviating: Floats) -> float:
+    """Chance that a deviating batch scores above an honest one, ties counting half."""
+    ranks = rankdata(np.concatenate([honest, deviating]))
+    count, other = len(deviating), len(honest)
+    return float((ranks[other:].sum() - count * (count + 1) / 2) / (count * other))
+
+
+def interval(honest: Floats, deviating: Floats, redraws: int = REDRAWS) -> tuple[Floats, Floats]:
+    """AUC of each column [B, C], and of each redraw [redraws, C] of whole batches, the same for every column."""
+    rng = np.random.default_rng(0)
+    found = np.array([auc(honest[:, c], deviating[:, c]) for c in range(honest.shape[1])])
+    drawn = np.empty((redraws, honest.shape[1]))
+    order = [np.sort(np.concatenate([honest[:, c], deviating[:, c]])) for c in range(honest.shape[1])]
+    high = [np.searchsorted(order[c], honest[:, c]) for c in range(honest.shape[1])]
+    low = [np.searchsorted(order[c], deviating[:, c]) for c in range(honest.shape[1])]
+    for number in range(redraws):
+        rows, other = (
+            np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
+            for count in (len(honest), len(deviating))
+        )
+        for c in range(honest.shape[1]):
+            size = len(order[c])
+            here = np.bincount(high[c], rows, size)
+            there = np.bincount(low[c], other, size)
+            below = np.cumsum(here) - here
+            drawn[number, c] = (there @ (below + here / 2)) / (rows.sum() * other.sum())
+    return found, drawn
+
+
+def status(found: Floats, drawn: Floats, ours: int, peers: Sequence[int]) -> dict[str, Any]:
+    """Where column `ours` stands against each peer's, the closest first."""
+    verdicts = []
+    for peer in peers:
+        low, high = np.quantile(drawn[:, ours] - drawn[:, peer], [0.025, 0.975])
+        pair = (found[ours], found[peer])
+        if min(pair) >= SURE or max(pair) <= CHANCE or low <= 0.0 <= high:
+            verdicts.append((0, float(low), float(high), peer))
+        else:
+            verdicts.append((1 if low > 0 else -1, float(low), float(high), peer))
+    worst = min(verdicts)
+    return {
+        "status": {1: "ahead", 0: "tied", -1: "behind"}[worst[0]],
+        "closest_peer": worst[3],
+        "difference": [worst[1], worst[2]],
+    }
+
+
+def batches(values_SED: Floats, edges: Sequence[int], budget: int) -> Floats | None:
+    """Sums [B, D] over disjoint batches of `budget` tokens: the first tokens of one sequence, or several whole ones."""
+    if budget in edges:
+        return values_SED[:, list(edges).index(budget)]
+    if budget % edges[-1]:
+        return None
+    count = budget // edges[-1]
+    whole = len(values_SED) // count
+    return values_SED[: whole * count, -1].reshape(whole, count, -1).sum(axis=1)
+
+
+def row(
+    deviation: str, kind: str, budget: int, names: Sequence[str], honest: Floats, deviating: Floats
+) -> dict[str, Any] | None:
+    """One row of the table; None where there are too few batches. The first name is our detector."""
+    if min(len(honest), len(deviating)) < FEWEST:
+        return None
+    finite = [np.nan_to_num(part, posinf=1e30) for part in (honest, deviating)]
+    found, drawn = interval(*finite)
+    judged = status(found, drawn, 0, peers_of(names))
+    return {
+        "deviation": deviation,
+        "kind": kind,
+        "budget": budget,
+        "batches": [len(honest), len(deviating)],
+        "auc": {name: float(value) for name, value in zip(names, found, strict=True)},
+        "interval": [float(value) for value in np.quantile(drawn[:, 0], [0.025, 0.975])],
+        **judged,
+        "closest_peer": names[judged["closest_peer"]],
+    }
+
+
+def peers_of(names: Sequence[str]) -> list[int]:
+    """Columns that are not ours: all but the first and our own margin."""
+    return [place for place, name in enumerate(names) if place and name != "finite_clipped_margin"]
+
+
+def lots(arrays: Mapping[str, Any], names: Sequence[str], kind: str) -> Floats | None:
+    """The sequences of several providers together, in a fixed lot; None where one has no such values."""
+    parts = [arrays[f"{name}/{kind}"] for name in names if f"{name}/{kind}" in arrays]
+    if not parts:
+        return None
+    found = np.concatenate(parts).astype(np.float64)
+    return found[np.random.default_rng(len(found)).permutation(len(found))]

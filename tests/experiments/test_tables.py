@@ -1,0 +1,74 @@
+"""Rows of the tables: areas under curves by counting pairs, the bootstrap by redrawing, and who is ahead of whom."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tables
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_is_a_count_of_pairs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    honest, deviating = rng.integers(0, 6, 30).astype(float), rng.integers(1, 8, 20).astype(float)
+    pairs = [1.0 if d > h else 0.5 if d == h else 0.0 for h in honest for d in deviating]
+    assert tables.auc(honest, deviating) == pytest.approx(np.mean(pairs))
+
+
+def test_redraws_are_those_of_whole_batches() -> None:
+    rng = np.random.default_rng(3)
+    honest, deviating = rng.integers(0, 9, (40, 2)).astype(float), rng.integers(2, 12, (25, 2)).astype(float)
+    found, drawn = tables.interval(honest, deviating, redraws=20)
+    again = np.random.default_rng(0)
+    for redraw in drawn:
+        rows, other = again.integers(0, 40, 40), again.integers(0, 25, 25)
+        assert redraw == pytest.approx([tables.auc(honest[rows, c], deviating[other, c]) for c in (0, 1)])
+    assert found == pytest.approx([tables.auc(honest[:, c], deviating[:, c]) for c in (0, 1)])
+
+
+def columns(ours: float, peer: float, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    noise, other = rng.normal(size=(count, 2)), rng.normal(size=(count, 2))
+    return noise, other + np.array([ours, peer])
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "status"),
+    [(1.5, 0.5, "ahead"), (0.5, 1.5, "behind"), (1.0, 1.0, "tied"), (9.0, 5.5, "tied"), (-1.0, -2.0, "tied")],
+)
+def test_status(ours: float, peer: float, status: str) -> None:
+    """Equal, both certain and both blind are ties, whatever the interval."""
+    honest, deviating = columns(ours, peer)
+    row = tables.row("d", "tokens", 10, ("likelihood", "rank"), honest, deviating)
+    assert row is not None
+    assert (row["status"], row["closest_peer"]) == (status, "rank")
+
+
+def test_one_peer_ahead_is_enough_to_be_behind() -> None:
+    honest, deviating = columns(1.0, 0.0)
+    best = np.random.default_rng(9).normal(size=(400, 1))
+    row = tables.row(
+        "d", "tokens", 10, ("likelihood", "rank", "match_rate"), np.hstack([honest, best]),
+        np.hstack([deviating, best + 3.0]),
+    )  # fmt: skip
+    assert row is not None
+    assert (row["status"], row["closest_peer"]) == ("behind", "match_rate")
+
+
+def test_our_own_margin_is_no_peer() -> None:
+    assert tables.peers_of(("likelihood", "mean_clipped_margin", "finite_clipped_margin", "rank")) == [1, 3]
+
+
+def test_batches_are_disjoint_sums() -> None:
+    values = np.arange(7 * 2 * 1, dtype=float).reshape(7, 2, 1)
+    assert tables.batches(values, (10, 30), 10) is not None
+    found = tables.batches(values, (10, 30), 90)
+    assert found is not None
+    assert found.ravel().tolist() == [1 + 3 + 5, 7 + 9 + 11]  # the seventh sequence is left over
+    assert tables.batches(values, (10, 30), 45) is None
+
+
+def test_too_few_batches_are_no_row() -> None:
+    honest, deviating = columns(1.0, 0.0, tables.FEWEST - 1)
+    assert tables.row("d", "tokens", 10, ("likelihood", "rank"), honest, deviating) is None
