@@ -40,15 +40,16 @@ PLANNED = ("int4 weights", "fp8 weights", "fp8 key-value cache", "temperature")
 def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What the benchmark publishes, from raw results alone."""
     columns = raw["columns"]
+    cells = {name: _cells(name, column) for name, column in columns.items()}
     return {
-        "cells": {name: _cells(name, column) for name, column in columns.items()},
+        "cells": cells,
         "honest_divergent": {
             name: column["rows"]["honest"]["verdict"] == "divergent" for name, column in columns.items()
         },
         "false_positive_rate": {name: _false_positives(column) for name, column in columns.items()},
         "honest_given_a_cause": {name: _given(column) for name, column in columns.items()},
-        "visible_named_right": _named_right(columns),
-        "planned_over_measured": _ratios(columns),
+        "visible_named_right": _named_right(cells),
+        "planned_over_measured": _ratios(cells),
         "detect_sigma": {name: column["detect_sigma"] for name, column in columns.items()},
         "seeded_tokens": {name: column["seeded_tokens"] for name, column in columns.items()},
     }
@@ -82,20 +83,19 @@ def _given(column: Mapping[str, Any]) -> dict[str, int]:
     return {"asked": len(codes), "given": sum(code != "unexplained" for code in codes)}
 
 
-def _named_right(columns: Mapping[str, Any]) -> dict[str, int]:
+def _named_right(cells: Mapping[str, Any]) -> dict[str, int]:
     """Of the cells that are visible within `MOST` tokens, those whose audit was divergent and named a right cause."""
-    cells = [cell for name, column in columns.items() for cell in _cells(name, column).values()]
-    visible = [cell for cell in cells if cell["tokens_needed"] is not None]
+    visible = [cell for column in cells.values() for cell in column.values() if cell["tokens_needed"] is not None]
     return {"visible": len(visible), "right": sum(c["verdict"] == "divergent" and c["right"] for c in visible)}
 
 
-def _ratios(columns: Mapping[str, Any]) -> dict[str, Any]:
+def _ratios(cells: Mapping[str, Any]) -> dict[str, Any]:
     """Planned over measured tokens at equal lengths, where both are known: the smallest and largest of each mode."""
     found = {}
-    for name, column in columns.items():
+    for name, column in cells.items():
         pairs = [
             (cell["planned_by_length"][length], measured)
-            for cell in _cells(name, column).values()
+            for cell in column.values()
             for length, measured in cell["tokens_by_length"].items()
         ]
         ratios = [planned / measured for planned, measured in pairs if planned is not None and measured is not None]
