@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from _audit_cases import ROOT
-from veridifr.contracts.registry import infer
 from veridifr.evidence import Evidence
 from veridifr.fitting import fit_statistic
 from veridifr.honest_traces import FIT_SHARE, prompt_digest
 from veridifr.named_statistics import NamedStatistics, fit_named
 from veridifr.references import Reference
-from veridifr.scores import Contenders, Hypothesis, Scores
-from veridifr.scoring import score
+from veridifr.scores import Contenders, Scores
+from veridifr.scoring import score_claim
 from veridifr.statistic import CAP, LikelihoodRatio, mixed, simulate
 from veridifr.trace import Trace
 from veridifr.traces import trace_from_dict
@@ -73,9 +72,7 @@ def in_calibration(trace: Trace) -> bool:
 def scored(item: tuple[Trace, Evidence, tuple[int, ...]]) -> Scores:
     """One sequence under its claim."""
     trace, evidence, eos_ids = item
-    contract = infer(trace.engine, trace.sampling, evidence.vocab_size).contract
-    claim = Hypothesis(contract=contract, sampling=trace.sampling, seed=trace.sampling.seed)
-    return score(trace, evidence, claim, eos_ids=eos_ids)
+    return score_claim(trace, evidence, eos_ids=eos_ids)
 
 
 def replayed(reference: Reference, traces: Sequence[Trace], pool: Executor) -> list[Scores]:

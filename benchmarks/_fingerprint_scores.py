@@ -96,12 +96,7 @@ class Collected:
         rows = slice(0, self.calibrate)
         own = self._own(spec, self.claimed[0], rows).reshape(-1, spec.k)
         parts = [self._intervals(spec, self._values(spec, name, rows)) for name in self.claimed]
-        pooled = Intervals(
-            low_FK=np.concatenate([part.low_FK for part in parts]),
-            high_FK=np.concatenate([part.high_FK for part in parts]),
-            period_K=parts[0].period_K,
-        )
-        return fit_scale(pooled, np.concatenate([own] * len(parts)), most=10**6)
+        return fit_scale(Intervals.joined(parts), np.concatenate([own] * len(parts)), most=10**6)
 
     def ratios(self, spec: FingerprintSpec, name: str, scale: Any, tokens: int = 32) -> Any:
         """Log-likelihood ratios [judged prompts, tokens, multiples]; "turn" is the honest stacks in turn."""

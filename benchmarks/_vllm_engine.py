@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,22 @@ def bare(llm: Any, inputs: list[dict[str, list[int]]]) -> float:
     begun = time.perf_counter()
     llm.generate(inputs, params, use_tqdm=False)
     return time.perf_counter() - begun
+
+
+def verified(reference: Any, traces: list[Any]) -> tuple[float, dict[str, Any]]:
+    """Seconds until every trace has its scores, and these."""
+    from veridifr.scoring import score_claim
+
+    by_id = {trace.id: trace for trace in traces}
+    begun = time.perf_counter()
+    scores = {one.trace_id: score_claim(by_id[one.trace_id], one) for one in reference.evidence(traces)}
+    return time.perf_counter() - begun, scores
+
+
+def ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, list[float]]:
+    """Speed after over speed before, from times in turn: ratio of medians, and its 95 % bootstrap interval."""
+    bare, taken = np.array(before), np.array(after)
+    drawn = np.random.default_rng(0).integers(0, len(bare), size=(4000, len(bare)))
+    ratios = np.median(bare[drawn], axis=1) / np.median(taken[drawn], axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(np.median(bare) / np.median(taken)), [float(low), float(high)]

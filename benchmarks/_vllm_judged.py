@@ -99,11 +99,10 @@ def _spec(model: Path) -> Any:
 
 def verify(args: argparse.Namespace) -> dict[str, Any]:
     """Matches and fingerprint scores of the files of `emit`, by the vLLM reference."""
-    from veridifr.fingerprint_null import measure, prefix_scores
-    from veridifr.fingerprints import fit_scale
-    from veridifr.fingerprints.encoding import Intervals
+    from veridifr.fingerprint_null import fit_null, measure, prefix_scores
     from veridifr.references import ReferenceSettings
     from veridifr.references.vllm_engine import VllmReference
+    from veridifr.scoring import score_claim
     from veridifr.traces import read_traces
 
     spec = _spec(args.model)
@@ -117,27 +116,15 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
         by_id = {trace.id: trace for trace in traces}
         found = list(reference.evidence(traces))
         raw["tokens"][name] = sum(len(t.output_token_ids) for t in traces)
-        raw["matched"][name] = int(sum(_score_one(by_id[e.trace_id], e).match_T.sum() for e in found))
+        raw["matched"][name] = int(sum(score_claim(by_id[e.trace_id], e).match_T.sum() for e in found))
         measured[name] = [measure(by_id[e.trace_id], e, spec) for e in found]
     honest = [name for name in measured if name.startswith("v")]
     fitted = [one for name in honest for one in measured[name][::2]]
-    intervals = Intervals(
-        low_FK=np.concatenate([one.claimed_A[0].low_FK for one in fitted]),
-        high_FK=np.concatenate([one.claimed_A[0].high_FK for one in fitted]),
-        period_K=fitted[0].claimed_A[0].period_K,
-    )
-    scale = fit_scale(intervals, np.concatenate([one.own_AFK[0] for one in fitted]))
+    null = fit_null(spec, (), fitted, ())
+    assert null is not None
+    (scale,) = null.scales
     raw["sigma"] = scale.sigma
     for name, rows in measured.items():
         kept = rows[1::2] if name in honest else rows
         raw["scores"][name] = [round(float(prefix_scores(one, spec, [scale], [args.first])[0, 0]), 4) for one in kept]
     return raw
-
-
-def _score_one(trace: Any, evidence: Any) -> Any:
-    from veridifr.contracts.registry import infer
-    from veridifr.scores import Hypothesis
-    from veridifr.scoring import score
-
-    contract = infer(trace.engine, trace.sampling, evidence.vocab_size).contract
-    return score(trace, evidence, Hypothesis(contract=contract, sampling=trace.sampling, seed=trace.sampling.seed))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from _vllm_engine import PAPER, PLAIN, bare, engine, environment, generated, inputs_of, provider
+from _vllm_engine import PAPER, PLAIN, bare, engine, environment, generated, inputs_of, provider, verified
 from _vllm_judged import emit, peer, verify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
@@ -59,14 +59,14 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
             traces[name] = capture.traces(generated(llm, prompts, sampling, args.output, seeds))
     reference = VllmReference(llm, None, "vllm:benchmark", "0" * 64, ReferenceSettings())
     tokens = args.sequences * (args.prompt + args.output - 1)
-    raw: dict[str, Any] = {"start_s": started, "tokens": tokens, "bare_s": [], "memory": {}}
+    raw: dict[str, Any] = {"start_s": started, "tokens": tokens, "memory": {}}
     inputs = {name: inputs_of(found) for name, found in traces.items()}
     scored: dict[str, Any] = {}
     for pair in range(args.pairs + 1):
         for name in traces:
             plain = bare(llm, inputs[name])
             low = _peak(reset=True)
-            taken, scored[name] = _verified(reference, traces[name])
+            taken, scored[name] = verified(reference, traces[name])
             raw["memory"][name] = max(raw["memory"].get(name, 0), _peak() - low)
             if pair:
                 raw.setdefault(f"{name}_bare_s", []).append(plain)
@@ -78,7 +78,6 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
                     f"{tokens / raw[f'{name}_evidence_s'][-1]:.0f} tokens/s",
                     flush=True,
                 )
-    del raw["bare_s"]
     raw["match"] = {name: float(np.mean([s.match_T.mean() for s in found.values()])) for name, found in scored.items()}
     raw["statuses"] = {
         name: np.bincount(np.concatenate([s.status_T for s in found.values()]), minlength=4).tolist()
@@ -94,24 +93,6 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     raw["decode"] = _decode(llm, args, vocab)
     raw["device"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
     return raw
-
-
-def _verified(reference: Any, traces: list[Any]) -> tuple[float, dict[str, Any]]:
-    """Seconds until every trace has its scores, and these."""
-    from veridifr.contracts.registry import infer
-    from veridifr.scores import Hypothesis
-    from veridifr.scoring import score
-
-    by_id = {trace.id: trace for trace in traces}
-
-    def one(evidence: Any) -> Any:
-        trace = by_id[evidence.trace_id]
-        contract = infer(trace.engine, trace.sampling, evidence.vocab_size).contract
-        return score(trace, evidence, Hypothesis(contract=contract, sampling=trace.sampling, seed=trace.sampling.seed))
-
-    begun = time.perf_counter()
-    scores = {evidence.trace_id: one(evidence) for evidence in reference.evidence(traces)}
-    return time.perf_counter() - begun, scores
 
 
 def _replayed(reference: Any, traces: list[Any]) -> float:
@@ -176,7 +157,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     raw = {}
     for name in ("paper", "unfiltered"):
         trace = next(iter(read_traces(args.traces / f"{name}.jsonl")))
-        _, scores = _verified(reference, [trace])
+        _, scores = verified(reference, [trace])
         raw[name] = _kept(scores[trace.id])
     return raw
 

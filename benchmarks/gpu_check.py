@@ -27,10 +27,8 @@ import _results
 from veridifr import demo
 from veridifr.auditing import audit
 from veridifr.calibration_io import read_calibration
-from veridifr.contracts.registry import infer
 from veridifr.references import ReferenceSettings, load
-from veridifr.scores import Hypothesis
-from veridifr.scoring import score
+from veridifr.scoring import score_claim
 from veridifr.trace import EngineRecord, Sampling, Trace
 from veridifr.traces import read_traces, write_traces
 
@@ -144,10 +142,7 @@ def _matches(traces: list[Trace], device: str, model_dir: Path) -> dict[str, flo
     found: dict[str, list[float]] = {}
     for evidence in reference.evidence(traces):
         trace = by_id[evidence.trace_id]
-        contract = infer(trace.engine, trace.sampling, reference.vocab_size).contract
-        scores = score(
-            trace, evidence, Hypothesis(contract=contract, sampling=trace.sampling, seed=trace.sampling.seed)
-        )
+        scores = score_claim(trace, evidence)
         found.setdefault(trace.id.rsplit("/", 1)[0], []).append(float(scores.match_T.mean()))
     return {name: float(np.mean(values)) for name, values in found.items()}
 

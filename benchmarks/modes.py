@@ -1,8 +1,9 @@
 """What each mode of an audit sees of each deviation, and how many tokens it takes.
 
     PYTHONPATH=tools python benchmarks/_mode_traces.py --models DIR --out TRACES      tokens that the H200's pools lack
-    python benchmarks/modes.py --models DIR --traces TRACES --spool FILE              audit, and score every sequence
-    python benchmarks/modes.py ... --only greedy  one mode again
+    python benchmarks/modes.py --models DIR --traces TRACES --spool FILE --plans CALIBRATIONS    audit and score, then
+    python benchmarks/modes.py --plans CALIBRATIONS                     plan with the calibrations that this left
+    python benchmarks/modes.py ... --only greedy             one mode again, with --causes nothing but its causes
     python benchmarks/modes.py --check           recompute the figures, and the tables in docs/modes.md, from raw
     python benchmarks/modes.py --write-docs      write those tables
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -26,15 +28,19 @@ from _audit_cases import ROOT, tokens
 from _mode_figures import LENGTHS, block, figures
 from veridifr.auditing import audit
 from veridifr.calibration import Calibration, calibrate
-from veridifr.contracts.registry import infer, without_noise
-from veridifr.errors import CalibrationError
+from veridifr.calibration_io import read_calibration, write_calibration
+from veridifr.contracts.base import Contract
+from veridifr.contracts.registry import Inference, infer, without_noise
+from veridifr.diagnosis import diagnose
+from veridifr.effects import rounded
+from veridifr.finding import Diagnosis
 from veridifr.honest_traces import HonestTraces
-from veridifr.judging import score_at
 from veridifr.planning import Aim, plan
 from veridifr.references import Reference, ReferenceSettings, load
 from veridifr.replay import Replayer
 from veridifr.replayed import score_all
 from veridifr.requests import Planned
+from veridifr.scored import ScoredItem
 from veridifr.trace import Trace
 from veridifr.traces import read_traces
 
@@ -46,13 +52,16 @@ AUDITED = 66
 """Sequences of one audit, of 300 tokens: 19,800."""
 SHARE = 5
 """One request in this many is routed to the smaller model."""
+ASKED = {"unknown sampler, filters": 10, "greedy": 20}
+"""Honest audits for which a cause is looked for all the same. docs/diagnosis.md has those with known noise, and where
+no filter is on one takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One mode: where its honest sequences and those of each deviation come from.
 
-    `sets` gives a deviation's set; sets that end in `@` are changed honest ones. `planned` gives its name for `plan`.
+    `sets` gives a deviation's set; sets that end in `@` are changed honest ones.
     """
 
     name: str
@@ -145,16 +154,25 @@ class Bench:
 
     def scores(self, column: Column, traces: Sequence[Trace], calibration: Calibration) -> dict[str, list[float]]:
         """Scores of every sequence at each of `LENGTHS`."""
-        head = traces[0]
-        infer_by: Callable[..., Any] = without_noise if column.sampler == "unknown" else infer
-        contract = infer_by(head.engine, head.sampling, self.reference.vocab_size).contract
-        asked = [Planned(id=t.id, trace=t, end=len(t.output_token_ids), tokens=len(t.output_token_ids)) for t in traces]
-        items, _ = score_all(asked, contract, self.reference, self.replayer)
-        found = {}
-        for length in LENGTHS:
-            place = calibration.edges.index(length)
-            found[str(length)] = [score_at(item, place, calibration) for item in items]
-        return found
+        return scores_of(self.items(column, traces), calibration)
+
+    def items(self, column: Column, traces: Sequence[Trace]) -> list[ScoredItem]:
+        """Every sequence scored as its own record says: honest ones are of two runners."""
+        infer_by: Callable[..., Inference] = without_noise if column.sampler == "unknown" else infer
+        groups: dict[str, tuple[Contract, list[Planned]]] = {}
+        for t in traces:
+            contract = infer_by(t.engine, t.sampling, self.reference.vocab_size).contract
+            count = len(t.output_token_ids)
+            group = groups.setdefault(contract.id, (contract, []))[1]
+            group.append(Planned(id=t.id, trace=t, end=count, tokens=count))
+        scored = [score_all(asked, contract, self.reference, self.replayer)[0] for contract, asked in groups.values()]
+        return [item for group in scored for item in group]
+
+
+def scores_of(items: Sequence[ScoredItem], calibration: Calibration) -> dict[str, list[float]]:
+    """Scores of scored sequences at each of `LENGTHS`, as an audit compares them."""
+    rows = [rounded(calibration.statistic.prefix_scores(item.scores, LENGTHS)).tolist() for item in items]
+    return {str(length): [row[place] for row in rows] for place, length in enumerate(LENGTHS)}
 
 
 def main() -> int:
@@ -164,7 +182,9 @@ def main() -> int:
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--spool", type=Path, default=Path("modes.evidence"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--plans", type=Path, metavar="DIR", help="calibrations are kept here and taken from here")
     parser.add_argument("--only", choices=[column.name for column in COLUMNS], help="this mode alone")
+    parser.add_argument("--causes", action="store_true", help="only name causes again, of one mode")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--write-docs", action="store_true")
     args = parser.parse_args()
@@ -172,33 +192,69 @@ def main() -> int:
         wrong = _results.check(RESULTS, figures) + _docs(write=False)
         print("\n".join(wrong) or "modes: figures and docs/modes.md follow from the raw results")
         return 1 if wrong else 0
-    if not args.write_docs:
-        if not (args.models and args.traces):
-            parser.error("--models and --traces are needed, or --check")
+    if args.plans and not args.models:
+        raw = _results.read(RESULTS)["raw"]
+        print(_results.write(RESULTS, raw | {"columns": _planned_again(raw["columns"], args.plans)}, figures))
+    elif not args.write_docs:
+        if not (args.models and args.traces and args.plans):
+            parser.error("--models, --traces and --plans are needed, or --check")
         reference = load(f"hf:{args.models / 'tb24m'}", ReferenceSettings(threads=args.threads))
         bench = Bench(reference=reference, replayer=Replayer(reference, spool=args.spool), folder=args.traces)
         known = _results.read(RESULTS)["raw"]["columns"] if args.only and RESULTS.exists() else {}
         wanted = [column for column in COLUMNS if args.only in (None, column.name)]
-        measured = known | {column.name: _column(bench, column) for column in wanted}
+        if args.causes:
+            measured = known | {column.name: _causes(bench, column, args.plans, known) for column in wanted}
+        else:
+            measured = known | {column.name: _column(bench, column, args.plans) for column in wanted}
         raw = {"columns": {column.name: measured[column.name] for column in COLUMNS if column.name in measured}}
         print(_results.write(RESULTS, raw, figures))
     _docs(write=True)
     return 0
 
 
-def _column(bench: Bench, column: Column) -> dict[str, Any]:
-    stacks = [
-        HonestTraces(name=name.removeprefix("cpu:"), traces=bench.traces(name, first, count))
-        for name, first, count in column.calibrate
-    ]
-    calibration = calibrate(stacks, bench.reference, replayer=bench.replayer, sampler=column.sampler)
+def _planned_again(columns: dict[str, Any], folder: Path) -> dict[str, Any]:
+    for name, column in columns.items():
+        calibration, _ = read_calibration(folder / f"{name}.json")
+        for deviation, row in column["rows"].items():
+            row["planned_tokens"] = _plans(calibration, PLANNED.get(deviation))
+    return columns
+
+
+def _causes(bench: Bench, column: Column, folder: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """The column with the causes of its divergent audits named again."""
+    calibration, _ = read_calibration(folder / f"{column.name}.json")
+    found: dict[str, Any] = known[column.name]
+    for name, row in found["rows"].items():
+        if row["verdict"] == "divergent":
+            items = [item.scored for item in bench.items(column, bench.deviating(column, name))]
+            row |= _cause(diagnose(items, calibration.statistic, np.random.default_rng(0)))
+            print(name, row["code"], row["gains"], flush=True)
+    return found | {"commit": _results.COMMIT}
+
+
+def _cause(diagnosis: Diagnosis) -> dict[str, Any]:
+    return {
+        "code": diagnosis.code,
+        "estimate": diagnosis.estimate,
+        "sentence": diagnosis.sentence,
+        "gains": [[cause.code, cause.estimate, cause.gain] for cause in diagnosis.alternatives],
+    }
+
+
+def _column(bench: Bench, column: Column, folder: Path) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    kept = folder / f"{column.name}.json"
+    if not kept.exists():
+        write_calibration(kept, _calibration(bench, column))
+    calibration, _ = read_calibration(kept)
     print(column.name, calibration.statistic.sigma, calibration.detect_sigma, calibration.seeded_tokens, flush=True)
     honest = [trace for part in column.honest for trace in bench.traces(*part)]
-    rows = {"honest": _row(bench, column, calibration, honest[:AUDITED], None)}
+    rows = {"honest": _row(bench, column, calibration, honest[:AUDITED])}
     rows["honest"]["scores"] = bench.scores(column, honest, calibration)
+    rows["honest"]["asked"] = _asked(bench, column, calibration, honest)
+    print({key: value for key, value in rows["honest"].items() if key != "scores"}, flush=True)
     for name in column.sets:
-        rows[name] = _row(bench, column, calibration, bench.deviating(column, name), PLANNED.get(name))
-        rows[name]["scores"] = bench.scores(column, bench.deviating(column, name), calibration)
+        rows[name] = _row(bench, column, calibration, bench.deviating(column, name))
         print({key: value for key, value in rows[name].items() if key != "scores"}, name, flush=True)
     return {
         "sigma": calibration.statistic.sigma,
@@ -206,7 +262,16 @@ def _column(bench: Bench, column: Column) -> dict[str, Any]:
         "seeded_tokens": calibration.seeded_tokens,
         "null": {stack.name: _null(calibration, index) for index, stack in enumerate(calibration.stacks)},
         "rows": rows,
+        "commit": _results.COMMIT,
     }
+
+
+def _calibration(bench: Bench, column: Column) -> Calibration:
+    stacks = [
+        HonestTraces(name=name.removeprefix("cpu:"), traces=bench.traces(name, first, count))
+        for name, first, count in column.calibrate
+    ]
+    return calibrate(stacks, bench.reference, replayer=bench.replayer, sampler=column.sampler)
 
 
 def _null(calibration: Calibration, index: int) -> dict[str, list[float]]:
@@ -215,29 +280,50 @@ def _null(calibration: Calibration, index: int) -> dict[str, list[float]]:
     return {str(length): [s.scores[place] for s in sequences] for length, place in places.items()}
 
 
-def _row(
-    bench: Bench, column: Column, calibration: Calibration, traces: Sequence[Trace], deviation: str | None
-) -> dict[str, Any]:
-    finding = audit(traces, bench.reference, calibration, replayer=bench.replayer, sampler=column.sampler)
+def _asked(bench: Bench, column: Column, calibration: Calibration, honest: Sequence[Trace]) -> list[str]:
+    """The codes of honest audits that are asked for a cause as if they had been divergent."""
+    if column.name not in ASKED:
+        return []
+    one_engine = [trace for trace in honest if trace.engine == honest[0].engine]
+    scored = [item.scored for item in bench.items(column, one_engine)]
+    rng, codes = np.random.default_rng(11), []
+    for _ in range(ASKED[column.name]):
+        drawn = [scored[i] for i in rng.permutation(len(scored))[:AUDITED]]
+        codes.append(diagnose(drawn, calibration.statistic, rng).code)
+    return codes
+
+
+def _row(bench: Bench, column: Column, calibration: Calibration, traces: Sequence[Trace]) -> dict[str, Any]:
+    items: list[ScoredItem] = []
+
+    def keep(*arguments: Any) -> tuple[list[ScoredItem], dict[str, str]]:
+        found, left_out = score_all(*arguments)
+        items.extend(found)
+        return found, left_out
+
+    with mock.patch("veridifr.auditing.score_all", keep):  # long listings take long to score: once is enough
+        finding = audit(traces, bench.reference, calibration, replayer=bench.replayer, sampler=column.sampler)
     return {
+        "scores": scores_of(items, calibration),
         "verdict": finding.verdict.value,
         "p_value": finding.p_value,
         "power": None if finding.test is None else finding.test.power,
         "sequences": finding.sequences,
         "mode": finding.mode,
-        "code": finding.diagnosis.code,
-        "estimate": finding.diagnosis.estimate,
-        "planned_tokens": _planned(calibration, deviation),
+        **_cause(finding.diagnosis),
+        "logit_noise": finding.effective_logit_noise.estimate,
+        "planned_tokens": dict.fromkeys(map(str, LENGTHS)),  # `--plans`
     }
 
 
-def _planned(calibration: Calibration, deviation: str | None) -> int | None:
-    if deviation is None or calibration.mode == "greedy":  # those sizes were measured with seeds
+def _plans(calibration: Calibration, deviation: str | None) -> dict[str, int | None]:
+    return {str(length): _planned(calibration, deviation, length) for length in LENGTHS}
+
+
+def _planned(calibration: Calibration, deviation: str | None, length: int) -> int | None:
+    if deviation is None or (calibration.mode == "greedy" and deviation.startswith("temperature")):
         return None
-    try:
-        best = plan(calibration, deviation, Aim(tokens=max(LENGTHS))).best
-    except CalibrationError:
-        return None
+    best = plan(calibration, deviation, Aim(tokens=length)).best
     return None if best is None else best.fixed_tokens
 
 

@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 import _results
+from _vllm_engine import ratio
 
 RESULT = _results.RESULTS / "vllm_h200.json"
 WORKER = Path(__file__).with_name("_vllm_workers.py")
@@ -50,7 +51,7 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
     if "speed" in raw:
         found |= _speed_figures(raw["speed"], raw.get("compare"))
     if "peer" in raw:
-        found["peer_over_prefill"] = _ratio(raw["peer"]["bare_s"], raw["peer"]["peer_s"])[0]
+        found["peer_over_prefill"] = ratio(raw["peer"]["bare_s"], raw["peer"]["peer_s"])[0]
         found["peer_tokens_per_s"] = raw["peer"]["tokens"] / float(np.median(raw["peer"]["peer_s"]))
     if "tb24m" in raw:
         found |= _judged_figures(raw["tb24m"])
@@ -59,15 +60,15 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _speed_figures(speed: Mapping[str, Any], compared: Mapping[str, Any] | None) -> dict[str, Any]:
     cases = ("paper", "unfiltered")
-    ratios = {name: _ratio(speed[f"{name}_bare_s"], speed[f"{name}_s"]) for name in cases}
-    decode = {name: _ratio(item["off_s"], item["on_s"]) for name, item in speed["decode"].items()}
+    ratios = {name: ratio(speed[f"{name}_bare_s"], speed[f"{name}_s"]) for name in cases}
+    decode = {name: ratio(item["off_s"], item["on_s"]) for name, item in speed["decode"].items()}
     found: dict[str, Any] = {
         "verify_over_prefill": {name: ratio for name, (ratio, _) in ratios.items()},
         "verify_over_prefill_95": {name: interval for name, (_, interval) in ratios.items()},
         "prefill_tokens_per_s": speed["tokens"] / float(np.median(speed["paper_bare_s"] + speed["unfiltered_bare_s"])),
         "verify_tokens_per_s": {name: speed["tokens"] / float(np.median(speed[f"{name}_s"])) for name in cases},
         "evidence_over_prefill": {
-            name: _ratio(speed[f"{name}_bare_s"], speed[f"{name}_evidence_s"])[0] for name in cases
+            name: ratio(speed[f"{name}_bare_s"], speed[f"{name}_evidence_s"])[0] for name in cases
         },
         "verify_extra_memory_bytes": speed["memory"],
         "decode_with_fingerprints": {name: ratio for name, (ratio, _) in decode.items()},
@@ -105,15 +106,6 @@ def _judged_figures(raw: Mapping[str, Any]) -> dict[str, Any]:
         },
         "alpha": ALPHA,
     }
-
-
-def _ratio(before: Sequence[float], after: Sequence[float]) -> tuple[float, list[float]]:
-    """Speed after over speed before, from times in turn: ratio of medians, and its 95 % bootstrap interval."""
-    bare, taken = np.array(before), np.array(after)
-    drawn = np.random.default_rng(0).integers(0, len(bare), size=(4000, len(bare)))
-    ratios = np.median(bare[drawn], axis=1) / np.median(taken[drawn], axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(np.median(bare) / np.median(taken)), [float(low), float(high)]
 
 
 def table(found: Mapping[str, Any]) -> str:

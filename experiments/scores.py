@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 import spec as specs
 from veridifr import Reference, ReferenceSettings, Trace, load_reference, read_traces
-from veridifr.contracts.registry import infer
 from veridifr.evidence import Evidence
 from veridifr.fingerprints import (
     ErrorScale,
@@ -36,8 +35,8 @@ from veridifr.fingerprints.projection import scale
 from veridifr.fingerprints.toploc import compare, prove
 from veridifr.fitting import fit_statistic
 from veridifr.named_statistics import NAMES, NamedStatistics, fit_named
-from veridifr.scores import Hypothesis, Scores
-from veridifr.scoring import score
+from veridifr.scores import Scores
+from veridifr.scoring import score_claim
 from veridifr.statistic import LikelihoodRatio
 
 TOKEN_DETECTORS = ("likelihood", *NAMES)
@@ -103,17 +102,12 @@ def replay(
     found: dict[str, Evidence] = {item.trace_id: item for item in reference.evidence(traces)}
     for number, trace in enumerate(traces):
         item = found[trace.id]
-        claim = Hypothesis(
-            contract=infer(trace.engine, trace.sampling, item.vocab_size).contract,
-            sampling=trace.sampling,
-            seed=trace.sampling.seed,
-        )
         theirs = own = None
         if states is not None:
             assert item.projections_AFK is not None
             theirs = (states[number].astype(np.uint32) << 16).view(np.float32)
             own = _unprojected(item.projections_AFK[0, : len(theirs)], size)
-        yield Replayed(score(trace, item, claim, eos_ids=reference.eos_ids), theirs, own)
+        yield Replayed(score_claim(trace, item, eos_ids=reference.eos_ids), theirs, own)
 
 
 def fit(experiment: specs.Experiment, honest: Sequence[Sequence[Replayed]]) -> Fitted:
@@ -124,12 +118,7 @@ def fit(experiment: specs.Experiment, honest: Sequence[Sequence[Replayed]]) -> F
     scale = None
     if known:
         intervals, own = zip(*(_coded(experiment, item) for item in known), strict=True)
-        pooled = Intervals(
-            low_FK=np.concatenate([one.low_FK for one in intervals]),
-            high_FK=np.concatenate([one.high_FK for one in intervals]),
-            period_K=intervals[0].period_K,
-        )
-        scale = fit_scale(pooled, np.concatenate(own))
+        scale = fit_scale(Intervals.joined(intervals), np.concatenate(own))
     return Fitted(likelihood, fit_named(together, likelihood.sigma), scale)
 
 

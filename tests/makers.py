@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from veridifr.evidence import Evidence
 from veridifr.scores import Contenders, Scores, Status
 from veridifr.trace import EngineRecord, Sampling, Trace
 
+SELF_SIGNED = Path(__file__).parent / "assets" / "self_signed.pem"
+"""A certificate for this machine that nobody vouches for, and its key."""
 CODE_NAMES = ("path", "value", "token", "result", "config", "index")
 CODE_STARTS = (
     "def {0}_from(self, other):\n    ",

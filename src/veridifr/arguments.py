@@ -161,6 +161,7 @@ def _compare(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--resume", type=Path, metavar="DIR", help="keep evidence in this folder, and go on from it")
     command.add_argument("--title", default="Providers compared", help="headline of the HTML report")
+    _sampler(command)
     _outputs(command)
     _quiet(command)
 

@@ -83,6 +83,7 @@ def _limits(command: argparse.ArgumentParser) -> None:
     command.add_argument("--budget-money", type=_number, metavar="M", help="most money; needs both prices")
     command.add_argument("--price-prompt", type=_number, metavar="M", help="for a million prompt tokens")
     command.add_argument("--price-output", type=_number, metavar="M", help="for a million output tokens")
+    command.add_argument("--currency", default="USD", metavar="C", help="of the prices, for reports (default USD)")
 
 
 def _no_key(_: str) -> NoReturn:

@@ -88,6 +88,10 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     traces = retokenized(traces, prints.replayer, requests or ())
     planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
     chosen = choose(planned, sampler, OwnRecords(engine=engine, requests=requests or ()), calibration, prints.replayer)
+    if not isinstance(chosen, str) and chosen.identified:  # only now texts can be split as their sampler would have
+        traces = retokenized(traces, prints.replayer, requests or (), chosen.contract.id)
+        planned, assumptions = plan(traces, requests, record, reference.eos_ids, reference.decode)
+        chosen = chosen.of(planned)
     run = _Run(
         reference=reference,
         calibration=calibration,
@@ -104,9 +108,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
         return run.unsupported(chosen, (*assumptions, *seeds))
     head, contract = chosen.head, chosen.contract
     assumptions += seeds if mode_of(contract.id) == "seeded" else ()
-    assumptions += (*chosen.assumptions, *prints.assumptions)
-    if head.model != calibration.model:
-        assumptions.append(f"The traces name the model {head.model!r}, the calibration {calibration.model!r}.")
+    assumptions += (*chosen.assumptions, *prints.assumptions, *_other_model(head, calibration))
     # (2) the calibration must be for this model, contract and setting
     calibration.check_fits(reference, head.sampling, contract.id)
     run = replace(run, planned=[same_setting(item, head) for item in chosen.planned])
@@ -124,10 +126,7 @@ def audit(  # noqa: PLR0913 (all but three have defaults)
     else:
         items, left_out = score_some(run.planned)
         found = judge_both(prints, traces, run.planned, items, alpha, run.rng)
-    if found is None:
-        why = next(iter(left_out.values()), "no token could be scored")
-        found = nothing_scored(why, unsupported=bool(left_out) and not items)
-    found, about = _compared(found, items, calibration)
+    found, about = _compared(found or _nothing(left_out, items), items, calibration)
     return run.finding(items, left_out, contract, (*assumptions, *about), found)
 
 
@@ -149,6 +148,17 @@ def _check(traces: Sequence[Trace], requests: Sequence[Trace] | None, alpha: flo
         twice = [name for name, count in Counter(trace.id for trace in sequences).items() if count > 1]
         if twice:
             raise TraceError(f"{where}id: {twice[0]!r} names more than one sequence")
+
+
+def _other_model(head: Trace, calibration: Calibration) -> tuple[str, ...]:
+    if head.model == calibration.model:
+        return ()
+    return (f"The traces name the model {head.model!r}, the calibration {calibration.model!r}.",)
+
+
+def _nothing(left_out: Mapping[str, str], items: Sequence[ScoredItem]) -> Judgement:
+    why = next(iter(left_out.values()), "no token could be scored")
+    return nothing_scored(why, unsupported=bool(left_out) and not items)
 
 
 def _fresh_prompts(items: Sequence[ScoredItem], calibration: Calibration) -> bool:

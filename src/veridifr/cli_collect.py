@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 from veridifr.errors import InputError
@@ -47,6 +48,7 @@ def run(given: argparse.Namespace) -> int:
             money=given.budget_money,
             price_prompt=given.price_prompt,
             price_output=given.price_output,
+            currency=given.currency,
         ),
         limits=Limits(concurrency=given.concurrency, attempts=given.attempts, first_wait=given.first_wait),
         engine=engine,
@@ -60,13 +62,13 @@ def run(given: argparse.Namespace) -> int:
     if given.json is not None:
         given.json.write_text(json.dumps(found.to_dict(), indent=1) + "\n", encoding="utf-8")
     if not given.quiet:
-        print("\n".join(lines(found)))
+        print("\n".join([*lines(found), *_next(found, engine_known=engine != UNKNOWN_ENGINE)]))
     return _OPEN if found.unanswered else _DONE
 
 
 def lines(found: Collected) -> list[str]:
     """What came of it, for a terminal."""
-    cost = "" if found.cost is None else f", cost {found.cost:.4f}"
+    cost = "" if found.cost is None else f", {found.cost:.4f} {found.currency}"
     text = [
         f"{found.traces}: {found.requests} sequences, {found.requests - sum(found.unscored.values())} of them "
         f"evidence; {sum(found.spent):,} tokens charged{cost}, {found.attempts} requests sent"
@@ -86,6 +88,19 @@ def lines(found: Collected) -> list[str]:
     if found.unanswered:
         text.append(f"{found.unanswered} got no answer: the same command asks those that were not refused again")
     text.append(f"commitment to the seeds' secret: {found.commitment}")
+    return text
+
+
+def _next(found: Collected, *, engine_known: bool) -> list[str]:
+    """What to do with the traces."""
+    text = []
+    if not engine_known:
+        text.append(
+            "no engine is on record, so an audit must find the sampler from the tokens; the same command with --engine "
+            "puts it there and sends nothing again"
+        )
+    files = [str(path) for path in (found.traces, "--requests", found.asked, "--seed-secret-file", found.secret)]
+    text.append(f"next: veridifr audit {shlex.join(files)} --reference R --calibration C")
     return text
 
 

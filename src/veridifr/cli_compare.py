@@ -43,6 +43,7 @@ def run(given: argparse.Namespace, load: Callable[[argparse.Namespace], Referenc
             for name, path in names.items()
         },
         evidence=given.resume,
+        sampler=given.sampler,
         quiet=given.quiet,
     )
     if given.json is not None:

@@ -23,17 +23,16 @@ from veridifr.calibration import Calibration
 from veridifr.comparison import Compared, Comparison, Cost
 from veridifr.errors import InputError, TraceError
 from veridifr.finding import Finding, Interval, Verdict
+from veridifr.origins import COST
 from veridifr.references import Reference
 from veridifr.replay import Replayer
 from veridifr.trace import Trace, check_text
 
 CORRECTION = "Holm"
-COST = "cost"
-"""Key of a trace: an object with `currency` and `amount`, what its request cost."""
 _MOST_COST = 1e9
 
 
-def compare(
+def compare(  # noqa: PLR0913 (all but three have defaults)
     providers: Mapping[str, Sequence[Trace]],
     reference: Reference,
     calibration: Calibration,
@@ -42,12 +41,14 @@ def compare(
     requests: Mapping[str, Sequence[Trace]] | None = None,
     sources: Mapping[str, Sources] | None = None,
     evidence: Path | None = None,
+    sampler: str = "auto",
     quiet: bool = True,
 ) -> Comparison:
     """Audit each provider's traces and judge them together.
 
     `alpha` is the probability that any honest provider among them is called divergent. `requests` is what each was
-    asked, by its name; `evidence` a folder that keeps each one's evidence, to go on from; the rest as in `audit`.
+    asked, by its name; `evidence` a folder that keeps each one's evidence, to go on from; `sampler` and the rest as in
+    `audit`, for all providers alike.
     Raises what `audit` raises, with the provider's name before it, and `TraceError` for no provider, names that are
     not short texts, or requests of others.
     """
@@ -70,6 +71,7 @@ def compare(
                 requests=None if requests is None else requests[name],
                 replayer=Replayer(reference, spool=spool, quiet=quiet),
                 sources=(sources or {}).get(name),
+                sampler=sampler,
             )
         except InputError as error:
             raise type(error)(f"{name}: {error}") from error

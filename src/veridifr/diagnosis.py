@@ -6,6 +6,11 @@ the best value of the causes that are not hopeless. On the second half, the best
 sequence. A cause is named only if its lead over the claim *and* over the best other cause is at least `MARGIN` nats in
 total and `Z_MARGIN` standard errors (over sequences); otherwise the divergence is `unexplained`. What was named is then
 estimated on all sequences. docs/diagnosis.md has the rates at which right and wrong causes are named.
+
+Where the noise is not known, or at temperature 0, a token says less. Then more sequences are used, each half is held
+out once while the other is fitted, and the forward pass has errors of more than one shape (`erring`). At temperature 0
+draws at a low temperature are hardly told from errors of the logits: if neither leads, the forward pass is named, and
+the sentence says which temperature would do as well.
 """
 
 from __future__ import annotations
@@ -17,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from veridifr.contracts.registry import infer
+from veridifr.cause_words import named, sentence, twin
+from veridifr.contracts.registry import infer, mode_of
 from veridifr.distribution import Statistic, token_log_likelihoods
+from veridifr.erring import log_likelihoods_erring
 from veridifr.errors import UnsupportedError
 from veridifr.finding import Alternative, Diagnosis, Interval
 from veridifr.hypotheses import (
@@ -38,10 +45,15 @@ MARGIN = 10.0
 """Least lead in nats over all held-out sequences: odds of e^10 per cause tried, for about 70 causes."""
 Z_MARGIN = 3.0
 """Least lead in standard errors over held-out sequences."""
+Z_WITHOUT_NOISE = 2.33
+"""The same where there is no known noise: the best of two that fit equally well leads by so much in one of a hundred
+audits. Four causes are tried then, or two, and not seventy."""
 FEWEST = 4
 """Fewest sequences, two in each half, for which a cause is named."""
 MOST = 48
 """Sequences used at most: enough to tell causes apart, and the time stays short."""
+MOST_WITHOUT_NOISE = 96
+"""The same where there is no known noise: a token says less, and a cause is tried in less time."""
 FINALISTS = 6
 """Causes that compete on the second half, the forward pass among them."""
 _FIRST = 2
@@ -50,8 +62,13 @@ _FEW = 6
 """Sequences on which the candidates are tried that those left over, and on which values are refined."""
 _SAME = 1.0
 """Nats in all, summed over sequences without sign, within which two contracts are taken for one."""
+_KEPT = 4
+"""Candidates of each code that are tried on more than `_FIRST` sequences where there is no known noise."""
+_BEHIND = 40.0
+"""Nats in all behind the best of those candidates at which a value is not refined, where there is no known noise."""
 _HOPELESS = 40.0
-"""Nats per sequence behind the best candidate of all at which one that is not the best of its code is dropped."""
+"""Nats per sequence behind the best candidate of all at which one is dropped, unless the noise is known and it is the
+best of its code."""
 _BAR_DELAY = 2.0
 """Seconds before a progress bar shows."""
 _REFINED = 7
@@ -79,28 +96,41 @@ def diagnose(
         return Diagnosis(
             code="unexplained", sentence=f"Naming a cause takes at least {FEWEST} sequences; there are {len(items)}."
         )
-    order = rng.permutation(len(items))[:MOST]
+    known = _known(items[0])
+    order = rng.permutation(len(items))[: MOST if known else MOST_WITHOUT_NOISE]
     fit = [items[i] for i in order[: len(order) // 2]]
     held = [items[i] for i in order[len(order) // 2 :]]
-    claim_S = _claim(held, statistic)
     causes = _causes(fit, held, statistic, quiet)
+    if not known:
+        causes = _both(causes, _causes(held, fit, statistic, quiet))
+        held = [*held, *fit]
+    claim_S = _claim(held, statistic)
     tokens = sum(item.evidence.tokens for item in held)
     ranked = sorted(causes, key=lambda cause: -float(cause.held_out_S.sum()))
     tried = tuple(_alternative(cause, claim_S, tokens) for cause in ranked)
-    if not ranked or not _leads(ranked[0].held_out_S - claim_S):
+    if not ranked or not _leads(ranked[0].held_out_S - claim_S, items[0]):
         return Diagnosis(code="unexplained", sentence="No single cause that was tried explains it.", alternatives=tried)
-    same = [cause for cause in ranked if _same_noise(cause, ranked[0])]
-    best = _in_use(same, items[0])
+    same = [cause for cause in ranked if _same_noise(cause, ranked[0]) or _same_at_zero(cause, ranked[0], items[0])]
+    best = _preferred(same, items[0])
+    if not _leads(best.held_out_S - claim_S, items[0]):
+        return Diagnosis(code="unexplained", sentence="No single cause that was tried explains it.", alternatives=tried)
     rivals = [cause for cause in ranked if cause not in same]
-    if rivals and not _leads(best.held_out_S - rivals[0].held_out_S):
-        return Diagnosis(
-            code="unexplained",
-            sentence=f"{_named(best)} and {_named(rivals[0])} explain it about equally well.",
-            alternatives=tried,
-        )
-    named = _diagnosis(best, items, statistic, rng, tried)
-    twins = " or ".join(cause.candidate.label for cause in same if cause is not best)
-    return replace(named, sentence=f"{named.sentence} {twins} would do as well.") if twins else named
+    if rivals and not _leads(best.held_out_S - rivals[0].held_out_S, items[0]):
+        both = " and ".join(named(cause.candidate, cause.estimate) for cause in (best, rivals[0]))
+        return Diagnosis(code="unexplained", sentence=f"{both} explain it about equally well.", alternatives=tried)
+    found = _diagnosis(best, items, statistic, rng, tried)
+    twins = " or ".join(twin(cause.candidate) for cause in same if cause is not best)
+    return replace(found, sentence=f"{found.sentence} {twins} would do as well.") if twins else found
+
+
+def _both(causes: Sequence[_Cause], swapped: Sequence[_Cause]) -> list[_Cause]:
+    """Causes with the held-out likelihoods of one half, then of the other; those that both halves tried."""
+    other = {cause.candidate.code: cause.held_out_S for cause in swapped}
+    return [
+        replace(cause, held_out_S=np.concatenate([cause.held_out_S, other[cause.candidate.code]]))
+        for cause in causes
+        if cause.candidate.code in other
+    ]
 
 
 def _same_noise(one: _Cause, other: _Cause) -> bool:
@@ -109,6 +139,17 @@ def _same_noise(one: _Cause, other: _Cause) -> bool:
         return True
     both = one.candidate.code == other.candidate.code == "sampler_contract"
     return both and float(np.abs(one.held_out_S - other.held_out_S).sum()) < _SAME
+
+
+def _same_at_zero(one: _Cause, best: _Cause, item: ScoredSequence) -> bool:
+    """Whether a cause is not told from the best one at temperature 0, where there are but two (`hypotheses`)."""
+    return item.claim.sampling.greedy and not _leads(best.held_out_S - one.held_out_S, item)
+
+
+def _preferred(same: Sequence[_Cause], item: ScoredSequence) -> _Cause:
+    """Of causes that are not told apart: the forward pass, or the contract that is in use."""
+    forward = [cause for cause in same if cause.candidate.code == "forward_pass"]
+    return forward[0] if forward else _in_use(same, item)
 
 
 def _in_use(same: Sequence[_Cause], item: ScoredSequence) -> _Cause:
@@ -125,10 +166,15 @@ def _in_use(same: Sequence[_Cause], item: ScoredSequence) -> _Cause:
     return same[0]
 
 
-def _leads(difference_S: Floats) -> bool:
+def _known(item: ScoredSequence) -> bool:
+    """Whether the noise of the claim is known."""
+    return mode_of(item.claim.contract.id) == "seeded"
+
+
+def _leads(difference_S: Floats, item: ScoredSequence) -> bool:
     total, count = float(difference_S.sum()), len(difference_S)
     error = float(np.std(difference_S, ddof=1)) * np.sqrt(count) if count > 1 else np.inf
-    return total >= MARGIN and total >= Z_MARGIN * error
+    return total >= MARGIN and total >= (Z_MARGIN if _known(item) else Z_WITHOUT_NOISE) * error
 
 
 def _claim(items: Sequence[ScoredSequence], statistic: Statistic) -> Floats:
@@ -141,17 +187,18 @@ def _causes(
 ) -> list[_Cause]:
     """The best candidate of each code (each contract on its own) that is not hopeless on `fit`, evaluated on `held`."""
     ranked = _shortlist(fit[:_FEW], statistic, quiet)
-    causes = [_forward_pass(fit, held, statistic)]
-    for candidate in ranked[: FINALISTS - 1]:
-        chosen = _refine(fit[:_FEW], candidate, statistic)
+    causes = [_forward_pass(fit, held, statistic) if _known(fit[0]) else _erring(fit, held, statistic)]
+    for total, candidate in ranked[: FINALISTS - 1]:
+        behind = ranked[0][0] - total > _BEHIND and not _known(fit[0])
+        chosen = candidate if behind else _refine(fit[:_FEW], candidate, statistic)
         held_out = _per_sequence(held, chosen, statistic)
         if held_out is not None:
             causes.append(_Cause(candidate=chosen, estimate=chosen.value, held_out_S=held_out))
     return causes
 
 
-def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: bool) -> list[Candidate]:
-    """The best candidate of each code (each contract on its own) on `items`, the likeliest first."""
+def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: bool) -> list[tuple[float, Candidate]]:
+    """The best candidate of each code (each contract on its own) on `items` with its log-likelihood, the best first."""
     first: list[tuple[float, Candidate]] = []
     tried = list(candidates(items[0].claim))
     for candidate in tqdm(tried, desc="look for the cause", delay=_BAR_DELAY, disable=quiet or None):
@@ -160,6 +207,9 @@ def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: boo
             if values is not None:
                 first.append((float(values.sum()), candidate))
     first.sort(key=lambda found: -found[0])
+    if not _known(items[0]):
+        near = [found for found in first if first[0][0] - found[0] <= _HOPELESS * _FIRST]
+        first = [found for n, found in enumerate(near) if _before(near[:n], found[1].code) < _KEPT]
     best: dict[str, tuple[float, Candidate]] = {}
     for early, candidate in first:
         key = candidate.label if candidate.code == "sampler_contract" else candidate.code
@@ -171,7 +221,11 @@ def _shortlist(items: Sequence[ScoredSequence], statistic: Statistic, quiet: boo
         total = early + float(rest.sum())
         if key not in best or total > best[key][0]:
             best[key] = total, candidate
-    return [candidate for _, candidate in sorted(best.values(), key=lambda found: -found[0])]
+    return sorted(best.values(), key=lambda found: -found[0])
+
+
+def _before(first: Sequence[tuple[float, Candidate]], code: str) -> int:
+    return sum(candidate.code == code for _, candidate in first)
 
 
 def _refine(items: Sequence[ScoredSequence], start: Candidate, statistic: Statistic) -> Candidate:
@@ -200,6 +254,17 @@ def _forward_pass(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence],
     return _Cause(candidate=candidate, estimate=sigma, held_out_S=held_out)
 
 
+def _erring(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: Statistic) -> _Cause:
+    """The forward pass where the noise is not known: size and shape of its errors are fitted, but are no estimate."""
+    fit_SG, held_SG = (
+        np.array([log_likelihoods_erring(item.scores, statistic.epsilon).sum(axis=0) for item in items])
+        for items in (fit, held)
+    )
+    candidate = Candidate(code="forward_pass", parameter=None, label="errors", value=None, hypothesis=None)
+    best = int(np.argmax(fit_SG.sum(axis=0)))
+    return _Cause(candidate=candidate, estimate=None, held_out_S=held_SG[:, best])
+
+
 def _grid(items: Sequence[ScoredSequence], statistic: Statistic) -> Floats:
     return np.array([token_log_likelihoods(i.scores, SIGMA_GRID, statistic.epsilon).sum(axis=0) for i in items])
 
@@ -224,7 +289,7 @@ def _diagnosis(
 ) -> Diagnosis:
     code = best.candidate.code
     estimate, interval, parameter = best.estimate, None, best.candidate.parameter
-    if code == "forward_pass":
+    if code == "forward_pass" and parameter is not None:
         totals = _grid(items, statistic)
         estimate = fit_sigma(totals, SIGMA_GRID)
         interval = sigma_interval(totals, SIGMA_GRID, rng)
@@ -238,7 +303,7 @@ def _diagnosis(
         parameter=parameter,
         estimate=estimate,
         interval=interval,
-        sentence=_sentence(replace(best, estimate=estimate), items[0], statistic),
+        sentence=sentence(best.candidate, estimate, items[0].claim, statistic),
         alternatives=tried,
     )
 
@@ -278,31 +343,3 @@ def _alternative(cause: _Cause, claim_S: Floats, tokens: int) -> Alternative:
         estimate=cause.estimate,
         gain=float((cause.held_out_S - claim_S).sum()) / max(tokens, 1),
     )
-
-
-def _named(cause: _Cause) -> str:
-    candidate = cause.candidate
-    if candidate.code == "forward_pass":
-        return f"another forward pass (logit noise {cause.estimate:.3g})"
-    if candidate.code == "sampler_contract":
-        return f"the sampler {candidate.label}"
-    return f"{candidate.code} {candidate.label}"
-
-
-def _sentence(cause: _Cause, item: ScoredSequence, statistic: Statistic) -> str:
-    candidate, claim = cause.candidate, item.claim
-    if candidate.code == "forward_pass":
-        times = (cause.estimate or 0.0) / statistic.sigma
-        return (
-            f"The forward pass differs: its logits carry errors of {cause.estimate:.3g}, {times:.0f} times the honest "
-            f"{statistic.sigma:.3g}. Other weights, a quantization or a bug would do this."
-        )
-    if candidate.code == "sampler_contract":
-        return f"These tokens fit {candidate.label}, not {claim.contract.id}."
-    if candidate.code == "seed":
-        own = candidate.label if "seed" in candidate.label else f"seed {candidate.label}"
-        kind = "noise that no seed explains" if candidate.label == "none" else own
-        return f"These tokens fit {kind}, not the seed that was claimed."
-    claimed = getattr(claim.sampling, candidate.code)
-    found = f"{cause.estimate:.3g}" if cause.estimate is not None else candidate.label
-    return f"These tokens fit {candidate.code} {found}, not {'off' if claimed is None else f'{claimed:g}'}."

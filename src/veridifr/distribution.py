@@ -16,7 +16,7 @@ drawn from the reference's own distribution before the filters.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,10 @@ from scipy.special import expit, ndtr
 
 from veridifr.contracts.unknown import UNKNOWN
 from veridifr.filters import filters_on, membership
-from veridifr.likelihood import log_likelihoods, mix
+from veridifr.likelihood import SIGMA_GRID, log_likelihoods, mix
 from veridifr.scores import Choices, Scores
 from veridifr.statistic import SPREAD, Alternative, Floats, LikelihoodRatio, equally, error_sizes, prefixes_of
+from veridifr.trace import Sampling
 
 Index = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -56,8 +57,12 @@ class Law:
         self.temperature = temperature
         self._starts_T, self._rows_M = choices.starts_T, choices.rows_M
         self._weights_M: Floats = np.exp(choices.logits_M.astype(np.float64) / temperature)
+        self._all_T: Floats = self._sum(self._weights_M)
+        self._filtered = bool((choices.edges_M > -np.inf).any())
+        if not self._filtered:
+            self._total_T, self._square_T = self._all_T, self._sum(self._weights_M**2)
+            return
         self._edges_M: Floats = choices.edges_M.astype(np.float64)
-        self._filtered = bool((self._edges_M > -np.inf).any())
         self._edges_M[self._starts_T] = -np.inf  # the largest logit is always kept
         self._kept_M: Floats = self._running(self._weights_M)
         inside_M = self._edges_M <= 0
@@ -80,7 +85,7 @@ class Law:
     def moved(self, index_I: Index, sigma: float) -> Floats:
         """By what factor errors of `sigma` change the probability of candidates within the kept set."""
         rows_I, own_I = self._rows_M[index_I], self._weights_M[index_I]
-        outside_I = np.where(self._inside_M[index_I], 0.0, own_I)
+        outside_I = np.where(self._inside_M[index_I], 0.0, own_I) if self._filtered else np.zeros_like(own_I)
         total_I = self._total_T[rows_I] + outside_I
         rivals_I = total_I - own_I
         few_I = rivals_I <= 1e-12 * total_I  # alone, or as good as
@@ -96,7 +101,7 @@ class Law:
 
     def all_of(self, index_I: Index) -> Floats:
         """Probability of candidates without any filter."""
-        found: Floats = self._weights_M[index_I] / self._sum(self._weights_M)[self._rows_M[index_I]]
+        found: Floats = self._weights_M[index_I] / self._all_T[self._rows_M[index_I]]
         return found
 
     def _running(self, values_M: Floats) -> Floats:
@@ -194,12 +199,43 @@ def token_log_likelihoods(scores: Scores, sigmas_G: Floats, epsilon: float) -> F
     return mix(draw_matrix(scores, sigmas_G), scores, epsilon)
 
 
+def shows_errors(scores: Scores) -> bool:
+    """Whether tokens show how large the errors of their logits are: draws do so at the edge of a filter alone."""
+    return scores.choices is None or bool((scores.choices.edges_M > -np.inf).any())
+
+
+def sizes_shown(scores: Scores) -> Floats:
+    """The sizes of `SIGMA_GRID` on which likelihoods differ, in logits: of draws, those up to `MOST` temperatures."""
+    if scores.choices is None:
+        return SIGMA_GRID
+    most = MOST * scores.choices.temperature * (1.0 + 1e-9)
+    shown: Floats = SIGMA_GRID[max(most, SIGMA_GRID[0]) >= SIGMA_GRID]
+    return shown
+
+
 def draw_matrix(scores: Scores, sigmas_G: Floats) -> Floats:
     """P(the claimed token is drawn) of T tokens under G values of sigma (at most `MOST` temperatures): [T, G]."""
     choices = choices_of(scores)
     law, own_T = Law(choices, choices.temperature), choices.claimed_T
     sigmas = np.minimum(sigmas_G, MOST * choices.temperature)
     return np.column_stack([np.minimum(law.kept(own_T, s) * law.moved(own_T, s), 1.0) for s in sigmas])
+
+
+def log_likelihoods_claiming(scores: Scores, sampling: Sampling, sigma: float, epsilon: float) -> Floats | None:
+    """log q of each token at `sigma` logits had another temperature, top-k or top-p been claimed: float64[T], nats.
+
+    Every candidate must be listed whatever the filters, and something be drawn: None where a filter was claimed, and
+    for a temperature of 0. Tokens count as they do in `scores`.
+    """
+    choices = choices_of(scores)
+    if filters_on(choices.sampling) or sampling.greedy:
+        return None
+    heat = sampling.temperature
+    moved = replace(choices, sampling=sampling, edges_M=edges_at(replace(choices, sampling=sampling), heat))
+    law, own_T = Law(moved, heat), choices.claimed_T
+    drawn_T = np.minimum(law.kept(own_T, sigma) * law.moved(own_T, sigma), 1.0)
+    claimed = replace(scores, logprob_T=np.log(np.maximum(law.all_of(own_T), 1e-300)))
+    return mix(drawn_T[:, None], claimed, epsilon)[:, 0]
 
 
 def edges_at(choices: Choices, temperature: float) -> Floats:

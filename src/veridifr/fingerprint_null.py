@@ -124,12 +124,7 @@ def fit_null(
     fitted = [one for one in fit if one is not None]
     scales = []
     for tap in range(len(spec.taps)):
-        parts = [one.claimed_A[tap] for one in fitted]
-        joined = Intervals(
-            low_FK=np.concatenate([part.low_FK for part in parts]),
-            high_FK=np.concatenate([part.high_FK for part in parts]),
-            period_K=parts[0].period_K,
-        )
+        joined = Intervals.joined([one.claimed_A[tap] for one in fitted])
         scales.append(fit_scale(joined, np.concatenate([one.own_AFK[tap] for one in fitted])))
     stacks = []
     for name, sequences in null:

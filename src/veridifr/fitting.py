@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from veridifr.distribution import MOST, NOMINAL_SIGMA, DistributionRatio, Statistic, choices_of, draw_matrix
+from veridifr.distribution import (
+    MOST,
+    NOMINAL_SIGMA,
+    DistributionRatio,
+    Statistic,
+    choices_of,
+    draw_matrix,
+    sizes_shown,
+)
 from veridifr.likelihood import SIGMA_GRID, fit_sigma, mix, win_matrix
 from veridifr.scores import Scores
 from veridifr.statistic import LikelihoodRatio
@@ -30,7 +38,7 @@ def fit_distribution(fits: Sequence[Scores]) -> DistributionRatio:
     most = MOST * choices[0].temperature
     if not any((entry.edges_M > -np.inf).any() for entry in choices):
         return DistributionRatio(sigma=min(NOMINAL_SIGMA, most), epsilon=EPSILON_GRID[0])
-    grid = SIGMA_GRID[max(most, SIGMA_GRID[0]) >= SIGMA_GRID]
+    grid = sizes_shown(fits[0])
     sigma, epsilon = _likeliest(fits, [draw_matrix(scores, grid) for scores in fits], grid)
     return DistributionRatio(sigma=sigma, epsilon=epsilon)
 

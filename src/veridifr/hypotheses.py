@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from veridifr.contracts.registry import CONTRACTS
 from veridifr.contracts.unknown import UNKNOWN
-from veridifr.distribution import Statistic, token_log_likelihoods
+from veridifr.distribution import Statistic, log_likelihoods_claiming, token_log_likelihoods
 from veridifr.errors import UnsupportedError
 from veridifr.evidence import Evidence
 from veridifr.likelihood import mix
@@ -186,6 +186,11 @@ def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: 
         if candidate.code != "seed":
             raise ValueError(f"{candidate.code} has no likelihood at the honest sigma")
         return unseeded(item, statistic)
+    if item.scores.choices is not None:
+        usable = _all_usable(item.scores)
+        found = log_likelihoods_claiming(usable, candidate.hypothesis.sampling, statistic.sigma, statistic.epsilon)
+        if found is not None:
+            return found
     trace = item.trace
     if candidate.code == "sampler_contract":  # the record's own name for its sampler must not veto the hypothesis
         trace = replace(trace, engine=replace(trace.engine, sampler=None))

@@ -1,4 +1,4 @@
-"""Keys of a trace that say where its token ids are from, and why some collected sequences cannot be scored.
+"""Keys of a trace that say where its token ids are from, why some sequences cannot be scored, and what one cost.
 
 They are written by the collector, from what a server returned (docs/trace-format.md is the norm).
 """
@@ -13,6 +13,8 @@ TOKEN_IDS_FROM = "token_ids_from"
 RETOKENIZATION = "retokenization"
 SERVER, TOKEN_STRINGS, TEXT = "server", "token_strings", "text"
 ORIGINS = (SERVER, TOKEN_STRINGS, TEXT)
+COST = "cost"
+"""An object with `currency` and `amount`: what the request cost, at most."""
 
 
 def from_text(trace: Trace) -> bool:

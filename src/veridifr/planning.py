@@ -1,8 +1,8 @@
 """Before an audit: how many sequences of how many tokens to buy, and what the calibration can't support.
 
-Audits are simulated from the calibration's own scores, those of the next smaller size of deviation that it holds, so
-the answer errs on the side of too many. It is an estimate: how well it holds depends on how many scores there are, and
-on how much the deviation resembles independent errors of that size. Error rates do not depend on it.
+Audits are simulated from the calibration's own scores of deviations of the sizes that it holds; between two of them
+scores are interpolated. It is an estimate: how well it holds depends on how many scores there are, and on how much the
+deviation resembles independent errors of that size. Error rates do not depend on it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy.typing as npt
 from veridifr import stats
 from veridifr.betting import Sequential, design, informed_at, simulation_of
 from veridifr.calibration import Calibration, scores_at
-from veridifr.deviations import size_of
+from veridifr.deviations import Shown, size_of
 from veridifr.errors import CalibrationError
+from veridifr.interpolated import holding
 
 Floats = npt.NDArray[np.float64]
 FEWEST_SCORES = 10
@@ -83,7 +84,8 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to buy. `multiple` is the deviation's size, `planned_multiple` the stored one that it was planned with.
+    """What to buy. `multiple` is the deviation's size, `planned_multiple` the one that it was planned with: the largest
+    stored one where the deviation is larger than all.
 
     `best` is the option to take, None if none is enough. `touched` is the chance that the fixed number of requests
     holds one that deviates, 1 - (1 - share)^n. `warnings` say what the calibration can't support, `source` where a
@@ -108,16 +110,18 @@ def plan(calibration: Calibration, deviation: str, aim: Aim | None = None) -> Pl
     Raises `CalibrationError` for a deviation or a length that the calibration holds no scores for.
     """
     aim = aim or Aim()
-    multiple, source = size_of(deviation, calibration.statistic.sigma)
+    multiple, source = size_of(deviation, calibration.statistic.sigma, _shown(calibration))
     heat = _heat(deviation, calibration)
-    effect = _stored(multiple, calibration) if heat is None else len(calibration.effects) + heat
+    simulated, effect = (
+        holding(calibration, multiple) if heat is None else (calibration, len(calibration.effects) + heat)
+    )
     places = _places(calibration, aim)
-    options = [Option(tokens=calibration.edges[p], fixed=_fixed(calibration, p, effect, aim)) for p in places]
+    options = [Option(tokens=calibration.edges[p], fixed=_fixed(simulated, p, effect, aim)) for p in places]
     enough = [(option, place) for option, place in zip(options, places, strict=True) if option.fixed is not None]
     best, touched = None, None
     if enough:
         chosen, place = min(enough, key=lambda pair: pair[0].fixed_tokens or 0)
-        best = replace(chosen, sequential=_sequential(calibration, place, effect, aim))
+        best = replace(chosen, sequential=_sequential(calibration, simulated, place, effect, aim))
         options = [best if option is chosen else option for option in options]
         touched = 1.0 - (1.0 - aim.share) ** (chosen.fixed or 0)
     return Plan(
@@ -125,13 +129,21 @@ def plan(calibration: Calibration, deviation: str, aim: Aim | None = None) -> Pl
         aim=aim,
         sigma=multiple * calibration.statistic.sigma,
         multiple=multiple,
-        planned_multiple=calibration.effects[effect] if heat is None else multiple,
+        planned_multiple=simulated.effects[effect] if heat is None else multiple,
         source=source if heat is None else None,
         options=tuple(options),
         best=best,
         touched=touched,
-        warnings=tuple(_warnings(calibration, aim, multiple, effect, best, places)),
+        warnings=tuple(_warnings(simulated, aim, multiple, effect, best, places)),
     )
+
+
+def _shown(calibration: Calibration) -> Shown:
+    """What shows a deviation's size in audits of this calibration's mode."""
+    if calibration.mode == "greedy":
+        return "near ties"
+    filtered = any(calibration.sampling.get(name) is not None for name in ("top_k", "top_p", "min_p"))
+    return "edge" if calibration.mode == "distribution" and filtered else "noise"
 
 
 def _heat(deviation: str, calibration: Calibration) -> int | None:
@@ -143,18 +155,6 @@ def _heat(deviation: str, calibration: Calibration) -> int | None:
     change = float(number) - 1.0  # a name that `size_of` knows
     smaller = [k for k, heat in enumerate(calibration.heats) if 0.0 < heat / change <= 1.0 + 1e-9]
     return max(smaller, key=lambda k: abs(calibration.heats[k]), default=None)
-
-
-def _stored(multiple: float, calibration: Calibration) -> int:
-    """The largest stored effect that is no larger."""
-    smaller = [k for k, size in enumerate(calibration.effects) if size <= multiple * (1.0 + 1e-9)]
-    if not smaller:
-        least = calibration.effects[0]
-        raise CalibrationError(
-            f"deviation: {multiple:.3g} times the honest noise; the calibration holds simulated scores from "
-            f"{least:.3g} times (sigma={least * calibration.statistic.sigma:.3g}) on, so it cannot say"
-        )
-    return smaller[-1]
 
 
 def _places(calibration: Calibration, aim: Aim) -> list[int]:
@@ -207,12 +207,14 @@ def _fixed(calibration: Calibration, place: int, effect: int, aim: Aim) -> int |
     )
 
 
-def _sequential(calibration: Calibration, place: int, effect: int, aim: Aim) -> SequentialPlan | None:
+def _sequential(
+    calibration: Calibration, simulated: Calibration, place: int, effect: int, aim: Aim
+) -> SequentialPlan | None:
     """The order that takes the fewest sequences, as `veridifr.stopping` would run it; None where none is enough.
 
     A longer order leaves room for a floor, which saves an honest provider's sequences: both sides' means are weighed.
     """
-    trial = _Trial(calibration=calibration, place=place, effect=effect, aim=aim)
+    trial = _Trial(calibration=calibration, simulated=simulated, place=place, effect=effect, aim=aim)
     if not informed_at(calibration, [place]):
         return None
     low, high, before = 1, 2, 0.0
@@ -230,9 +232,13 @@ def _sequential(calibration: Calibration, place: int, effect: int, aim: Aim) -> 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Trial:
-    """Sequential audits of one length, simulated for any number of sequences ordered."""
+    """Sequential audits of one length, simulated for any number of sequences ordered.
+
+    `calibration` designs them; `simulated` also holds the scores of the planned size, effect number `effect`.
+    """
 
     calibration: Calibration
+    simulated: Calibration
     place: int
     effect: int
     aim: Aim
@@ -240,19 +246,19 @@ class _Trial:
     @property
     def give_up(self) -> bool:
         """A floor is for the declared deviation: smaller ones and those on a part of the requests take longer."""
-        detect, noise = self.calibration.detect_place, len(self.calibration.effects)
+        detect, noise = self.simulated.detect_place, len(self.simulated.effects)
         return self.aim.share == 1.0 and detect <= self.effect < noise
 
     def power(self, ordered: int) -> float:
         """The chance of a rejection."""
         _, bounds, bets = self._fixed(ordered)
-        simulation = simulation_of(self.calibration, self.place)
+        simulation = simulation_of(self.simulated, self.place)
         return simulation.run(simulation.ranks(self.effect, ordered, share=self.aim.share), bets, bounds).power
 
     def plan(self, ordered: int) -> SequentialPlan:
         """What such audits use."""
         floor, bounds, bets = self._fixed(ordered)
-        simulation = simulation_of(self.calibration, self.place)
+        simulation = simulation_of(self.simulated, self.place)
         found = simulation.run(simulation.ranks(self.effect, ordered, share=self.aim.share), bets, bounds)
         honest = simulation.run(simulation.ranks(None, ordered), bets, bounds)
         return SequentialPlan(
@@ -277,7 +283,7 @@ def _warnings(
     found = []
     stored = calibration.effects[effect] if effect < len(calibration.effects) else multiple
     if stored < 0.99 * multiple:
-        found.append(f"Planned with the next smaller stored size, {stored:.3g} times the honest noise.")
+        found.append(f"Planned with the largest size that the calibration holds, {stored:.3g} times the honest noise.")
     fewest = min(len(scores_at(stack.sequences, p)) for stack in calibration.stacks for p in places)
     if fewest < 30:
         found.append(f"A stack has only {fewest} honest sequences of some length: take this as an order of magnitude.")

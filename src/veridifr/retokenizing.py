@@ -19,13 +19,14 @@ import numpy as np
 
 from veridifr.contracts.registry import infer
 from veridifr.errors import UnsupportedError
+from veridifr.identification import presumed
 from veridifr.origins import RETOKENIZATION, TOKEN_IDS_FROM, from_text
 from veridifr.references import Reference
 from veridifr.replay import Replayer
 from veridifr.requests import Planned
 from veridifr.scores import Hypothesis, Scores
 from veridifr.scoring import score
-from veridifr.trace import UNSCORED, Sampling, Trace
+from veridifr.trace import UNSCORED, EngineRecord, Sampling, Trace
 
 NO_TOKENIZER = f"{TOKEN_IDS_FROM}: text, and the reference has no tokenizer to look for other splits of it"
 TOO_MANY = f"{RETOKENIZATION}: the text has too many other splits to try them all"
@@ -70,11 +71,14 @@ class _Search:
         return replace(self.trace, extra=extra)
 
 
-def retokenized(traces: Sequence[Trace], replayer: Replayer, requests: Sequence[Trace] = ()) -> list[Trace]:
+def retokenized(
+    traces: Sequence[Trace], replayer: Replayer, requests: Sequence[Trace] = (), contract: str | None = None
+) -> list[Trace]:
     """The traces, those with ids from text split anew where the reference and the claimed sampler say so.
 
-    A sequence is scored by the settings of its request, where there is one. One whose sampler can't be replayed stays
-    as it is; one that cannot be checked for other splits gets its reason under the key `unscored`.
+    A sequence is scored by the settings of its request, where there is one, and under `contract`, if that was
+    identified. One whose sampler can't be replayed stays as it is; one that cannot be checked for other splits gets its
+    reason under the key `unscored`.
     """
     reference = replayer.reference
     asked = {request.id: request.sampling for request in requests}
@@ -82,7 +86,8 @@ def retokenized(traces: Sequence[Trace], replayer: Replayer, requests: Sequence[
     due: list[Trace] = []
     for trace in traces:
         if from_text(trace) and UNSCORED not in trace.extra and len(trace.output_token_ids):
-            claim = _claim(trace, asked.get(trace.id, trace.sampling), reference)
+            engine = trace.engine if contract is None else presumed(trace.engine, contract)
+            claim = _claim(engine, asked.get(trace.id, trace.sampling), reference)
             if claim is not None:
                 claims[trace.id] = claim
                 due.append(trace)
@@ -117,10 +122,10 @@ def _search(traces: Sequence[Trace], claims: Mapping[str, Hypothesis], replayer:
     return done
 
 
-def _claim(trace: Trace, sampling: Sampling, reference: Reference) -> Hypothesis | None:
-    """What the sequence is scored under; None if its sampler cannot be replayed."""
+def _claim(engine: EngineRecord, sampling: Sampling, reference: Reference) -> Hypothesis | None:
+    """What a sequence is scored under; None if its sampler cannot be replayed."""
     try:
-        contract = infer(trace.engine, sampling, reference.vocab_size).contract
+        contract = infer(engine, sampling, reference.vocab_size).contract
     except UnsupportedError:
         return None
     return Hypothesis(contract=contract, sampling=sampling, seed=sampling.seed)

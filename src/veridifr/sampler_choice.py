@@ -17,9 +17,15 @@ from veridifr.contracts.unknown import UNKNOWN
 from veridifr.errors import TraceError, UndecidedSamplerError, UnsupportedError
 from veridifr.honest_traces import SAMPLERS
 from veridifr.identification import RISK, identify_planned, presumed
+from veridifr.origins import TOKEN_IDS_FROM, from_text
 from veridifr.replay import Replayer
 from veridifr.requests import Planned
 from veridifr.trace import EngineRecord, Trace
+
+NO_SPLITS = (
+    f"{TOKEN_IDS_FROM}: text, and without known noise nothing tells which of its splits was sampled; ask at "
+    "temperature 0, or with seeds of a known engine"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,13 @@ class Chosen:
     contract: Contract
     planned: tuple[Planned, ...]
     assumptions: tuple[str, ...]
+    identified: bool = False
+    """Whether the contract is known from the tokens alone."""
+
+    def of(self, planned: Sequence[Planned]) -> Chosen:
+        """The same contract for sequences that were planned anew."""
+        known = tuple(_presumed(item, self.contract.id) for item in planned) if self.identified else tuple(planned)
+        return replace(self, planned=known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +110,24 @@ def _asked_for(trace: Trace, planned: Sequence[Planned], vocab_size: int) -> Cho
         if found.contract is UNKNOWN
         else ()
     )
-    return Chosen(head=trace, contract=found.contract, planned=tuple(planned), assumptions=(*said, *found.assumptions))
+    assumptions = (*said, *found.assumptions)
+    return Chosen(
+        head=trace, contract=found.contract, planned=_sampled(planned, found.contract), assumptions=assumptions
+    )
+
+
+def _sampled(planned: Sequence[Planned], contract: Contract) -> tuple[Planned, ...]:
+    """The sequences, where noise is not known without those whose ids were made from text.
+
+    Which of a text's splits was sampled is seen from the noise alone; another one holds tokens that are hardly ever
+    drawn, and would look like another distribution.
+    """
+    if contract is not UNKNOWN:
+        return tuple(planned)
+    return tuple(
+        replace(item, trace=None, end=0, reason=NO_SPLITS) if item.trace is not None and from_text(item.trace) else item
+        for item in planned
+    )
 
 
 def _undecided(
@@ -117,13 +147,14 @@ def _undecided(
         more = " The seeded test could be made: calibrate for it." if found.contract else ""
         said = f"{opening}{more} The tokens' distribution is tested, as the calibration was made for that."
         assumptions = (said, *inference.assumptions)
-        return Chosen(head=trace, contract=inference.contract, planned=tuple(planned), assumptions=assumptions)
+        sampled = _sampled(planned, inference.contract)
+        return Chosen(head=trace, contract=inference.contract, planned=sampled, assumptions=assumptions)
     if found.contract is None:
         remedy = "To test their distribution alone, calibrate with the sampler taken as unknown."
         return f"{error}. {found.sentence} {remedy}"
     said = f"{opening} With other noise that happens with a probability of at most {RISK:g}."
-    known = tuple(_presumed(item, found.contract) for item in planned)
-    return Chosen(head=trace, contract=CONTRACTS[found.contract], planned=known, assumptions=(said,))
+    contract = CONTRACTS[found.contract]
+    return Chosen(head=trace, contract=contract, planned=(), assumptions=(said,), identified=True).of(planned)
 
 
 def _presumed(item: Planned, contract: str) -> Planned:

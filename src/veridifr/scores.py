@@ -82,7 +82,7 @@ class Choices:
     starts_T: npt.NDArray[np.int64]
     claimed_T: npt.NDArray[np.int64]
     logits_M: npt.NDArray[np.float32]
-    edges_M: npt.NDArray[np.float32]
+    edges_M: npt.NDArray[np.floating[Any]]
     raw_M: npt.NDArray[np.float32]
 
     @property

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.contracts.base import Stream
+from veridifr.contracts.registry import infer
 from veridifr.errors import UnsupportedError
 from veridifr.evidence import TAIL_MASS, Evidence, Race
 from veridifr.filters import EDGE_WINDOW
@@ -29,6 +30,17 @@ _LIKELY = 6.0
 _THREADS = min(4, os.cpu_count() or 1)
 _BLOCK = 65_536 if _THREADS < 4 else 16_384
 """Candidates up to which a block is not worth splitting: a block costs a fraction of a millisecond in calls alone."""
+
+
+def score_claim(trace: Trace, evidence: Evidence, *, eos_ids: tuple[int, ...] = ()) -> Scores:
+    """Score every token that `evidence` covers under the trace's own claim: its settings, its seed, and the contract
+    that its engine record names or implies.
+
+    Raises `UnsupportedError` where the record implies none, or naming the setting that the contract cannot honour.
+    """
+    contract = infer(trace.engine, trace.sampling, evidence.vocab_size).contract
+    claim = Hypothesis(contract=contract, sampling=trace.sampling, seed=trace.sampling.seed)
+    return score(trace, evidence, claim, eos_ids=eos_ids)
 
 
 def score(

@@ -31,8 +31,9 @@ def score_distribution(table: Table, sampling: Sampling, tail_mass: float) -> Sc
     near_N[table.claimed_T] = True
     index = np.flatnonzero(near_N)
     rows = np.repeat(np.arange(table.steps, dtype=np.int64), table.counts_T)[index]
-    index = index[np.lexsort((-logits_N[index], rows))]
     starts_T = np.searchsorted(rows, np.arange(table.steps, dtype=np.int64))
+    parts = np.split(index, starts_T[1:])
+    index = np.concatenate([part[np.argsort(-logits_N[part], kind="stable")] for part in parts])
     place_N = np.empty(len(logits_N), dtype=np.int64)
     place_N[index] = np.arange(len(index))
     top_T = logits_N[index[starts_T]]

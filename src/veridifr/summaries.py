@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.calibration import Calibration
-from veridifr.distribution import token_log_likelihoods
+from veridifr.distribution import shows_errors, sizes_shown, token_log_likelihoods
 from veridifr.finding import LogitNoise, SequenceResult, TokenNote
-from veridifr.likelihood import SIGMA_GRID, fit_sigma, sigma_interval
+from veridifr.likelihood import fit_sigma, sigma_interval
 from veridifr.references import Reference
 from veridifr.requests import Planned
 from veridifr.scored import ScoredItem, tokens_by_status
@@ -31,15 +31,18 @@ def mean_of(items: Sequence[ScoredItem], name: str) -> float | None:
 
 
 def logit_noise(items: Sequence[ScoredItem], calibration: Calibration, rng: np.random.Generator) -> LogitNoise:
-    """The provider's effective logit noise by maximum likelihood, beside the honest one."""
+    """The provider's effective logit noise by maximum likelihood, beside the honest one.
+
+    None where nothing shows it: draws of unknown noise need the edge of a filter for that.
+    """
     honest = calibration.statistic.sigma
     speaking = [item for item in items if item.speaks]
-    if not speaking:
+    if not speaking or not shows_errors(speaking[0].scores):
         return LogitNoise(estimate=None, honest=honest, interval=None)
-    epsilon = calibration.statistic.epsilon
-    totals = np.array([token_log_likelihoods(i.scores, SIGMA_GRID, epsilon).sum(axis=0) for i in speaking])
-    interval = sigma_interval(totals, SIGMA_GRID, rng) if len(speaking) > 1 else None
-    return LogitNoise(estimate=fit_sigma(totals, SIGMA_GRID), honest=honest, interval=interval)
+    epsilon, grid = calibration.statistic.epsilon, sizes_shown(speaking[0].scores)
+    totals = np.array([token_log_likelihoods(i.scores, grid, epsilon).sum(axis=0) for i in speaking])
+    interval = sigma_interval(totals, grid, rng) if len(speaking) > 1 else None
+    return LogitNoise(estimate=fit_sigma(totals, grid), honest=honest, interval=interval)
 
 
 def results(

@@ -12,18 +12,15 @@ import jsonschema
 import numpy as np
 import pytest
 
-from recorded import DETECT, Recorded, planned
+from recorded import DETECT, TOKENS, Recorded
 from veridifr import auditing, report
 from veridifr.auditing import audit
 from veridifr.calibration import Calibration, HonestTraces, calibrate
 from veridifr.calibration_io import from_dict, read_calibration, to_dict, write_calibration
-from veridifr.demo import model_path
 from veridifr.errors import CalibrationError, TraceError
 from veridifr.finding import Diagnosis, Finding, Verdict
 from veridifr.planning import plan
-from veridifr.references import ReferenceSettings, load
-from veridifr.replay import Replayer
-from veridifr.trace import EngineRecord, Sampling, Trace
+from veridifr.trace import EngineRecord, Trace
 
 NOBODY = EngineRecord(name="unknown")
 
@@ -95,6 +92,20 @@ def test_deviations_of_the_distribution_are_divergent(
     assert finding.diagnosis.code in (*codes, "unexplained")
     assert {a.code for a in finding.diagnosis.alternatives} <= {"temperature", "top_p", "top_k", "forward_pass"}
     assert all(a.contract is None for a in finding.diagnosis.alternatives)
+
+
+@pytest.mark.parametrize("share", [1, 2])
+def test_texts_are_no_evidence_where_no_noise_tells_their_splits(
+    recorded: Recorded, unknown: Calibration, share: int
+) -> None:
+    counts = {"server_count": TOKENS, "own_count": TOKENS}
+    extra = {"token_ids_from": "text", "retokenization": counts}
+    traces = [replace(t, extra=extra) if n % share == 0 else t for n, t in enumerate(recorded["temp1.1"])]
+    finding = run(recorded, engine(traces, NOBODY), unknown)
+    complete(finding)
+    assert finding.sequences_unsupported == len(traces) / share
+    assert finding.verdict is (Verdict.UNSUPPORTED if share == 1 else Verdict.DIVERGENT)
+    assert share > 1 or "nothing tells which of its splits was sampled" in finding.reason
 
 
 def test_the_finding_says_how_much_weaker_it_is(recorded: Recorded, unknown: Calibration) -> None:
@@ -252,62 +263,3 @@ def test_plans_of_a_temperature_use_its_simulation(unknown: Calibration) -> None
     assert hot.source is None
     assert hot.best is not None and hot.best.fixed_tokens is not None
     assert hardly.best is None or (hardly.best.fixed_tokens or 0) > hot.best.fixed_tokens
-
-
-def greedy_traces(recorded: Recorded, name: str, *, noise: float = 0.0) -> list[Trace]:
-    """Argmax of the bundled model's logits with small errors, token by token (tokens 0-23 of eight prompts)."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32, local_files_only=True).eval()
-    rng = np.random.default_rng(len(name))
-    made = []
-    for number, trace in enumerate(recorded["calibration.v1"][:24] if name == "honest" else recorded["v1"][:12]):
-        ids = trace.prompt_token_ids.tolist()
-        start = len(ids)
-        with torch.inference_mode():
-            found = model(torch.tensor([ids]), use_cache=True)
-            for _ in range(32):
-                logits = found.logits[0, -1].double().numpy()
-                logits = logits + (0.02 + noise) * rng.standard_normal(len(logits))
-                ids.append(int(logits.argmax()))
-                found = model(torch.tensor([ids[-1:]]), past_key_values=found.past_key_values, use_cache=True)
-        made.append(
-            Trace(
-                id=f"{name}/{number}", model="tb7m", prompt_token_ids=trace.prompt_token_ids,
-                output_token_ids=np.array(ids[start:]), finish_reason="length", engine=NOBODY,
-                sampling=Sampling(temperature=0.0, max_tokens=32, ignore_eos=True),
-            )
-        )  # fmt: skip
-    return made
-
-
-def test_temperature_zero_works_with_any_engine(recorded: Recorded, tmp_path: Path) -> None:
-    """Calibrated on honest tokens of an unknown engine: no contract, seed or version is needed; nothing is said of a
-    seed or a sampler, which greedy decoding has not."""
-    reference = load(f"hf:{model_path()}", ReferenceSettings(device="cpu", threads=1))
-    sets = {
-        "honest": greedy_traces(recorded, "honest"),
-        "honest too": greedy_traces(recorded, "honest too"),
-        "other weights": greedy_traces(recorded, "other weights", noise=0.6),
-    }
-    spool = tmp_path / "evidence"
-    for traces in sets.values():
-        assert all(evidence for _, evidence in Replayer(reference, spool=spool).run(planned(traces), label="greedy"))
-    stored = load(f"evidence:{spool}")
-    calibration = calibrate([HonestTraces(name="honest", traces=sets["honest"])], stored, detect_sigma=0.5)
-    assert (calibration.mode, calibration.contracts) == ("greedy", ("greedy",))
-    for sampler in ("auto", "unknown"):  # at temperature 0 the two are one
-        fine = audit(sets["honest too"], stored, calibration, sampler=sampler)
-        text = complete(fine)
-        assert (fine.mode, fine.contract, fine.distribution) == ("greedy", "greedy", None)
-        assert fine.verdict in (Verdict.CONSISTENT, Verdict.UNDECIDED)
-        assert fine.test is not None and fine.test.power is not None
-        assert "nothing is drawn" in text
-    other = audit(sets["other weights"], stored, calibration)
-    complete(other)
-    assert other.verdict is Verdict.DIVERGENT
-    assert other.diagnosis.code in ("forward_pass", "unexplained")
-    assert {a.code for a in other.diagnosis.alternatives} <= {"forward_pass", "temperature"}
-    with pytest.raises(CalibrationError, match="temperature"):
-        audit(recorded["v1"], stored, calibration)

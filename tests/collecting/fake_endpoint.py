@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
+import socket
+import ssl
+import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 Body = dict[str, Any]
@@ -47,9 +52,16 @@ def as_json(value: Any, status: int = 200, **headers: str) -> Response:
 
 
 class Listener:
-    """A server in a thread of its own; subclasses say what happens on one connection. Close it with `with`."""
+    """A server in a thread of its own; subclasses say what happens on one connection. Close it with `with`.
 
-    def __init__(self) -> None:
+    With `certificate`, a file of a key and its certificate, it speaks TLS.
+    """
+
+    def __init__(self, certificate: Path | None = None) -> None:
+        self._tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate)
         self._loop = asyncio.new_event_loop()
         started: Future[int] = Future()
         self._thread = threading.Thread(target=self._serve, args=(started,), daemon=True)
@@ -58,7 +70,7 @@ class Listener:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"http{'' if self._tls is None else 's'}://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> Any:
         return self
@@ -75,7 +87,7 @@ class Listener:
     async def _main(self, started: Future[int]) -> None:
         self._stopping = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**26)
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**26, ssl=self._tls)
         started.set_result(server.sockets[0].getsockname()[1])
         await self._stopping.wait()
         server.close()
@@ -120,14 +132,19 @@ class FakeServer(Listener):
     `respond` may make another answer of the request and the usual body; `seconds` is what one answer takes.
     """
 
-    def __init__(self, respond: Callable[[Request, Body], Response | Body] | None = None, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        respond: Callable[[Request, Body], Response | Body] | None = None,
+        seconds: float = 0.0,
+        certificate: Path | None = None,
+    ) -> None:
         self.served: Counter[int] = Counter()
         self.requests: list[Request] = []
         self.most_at_once = 0
         self._now = 0
         self._respond = respond
         self._seconds = seconds
-        super().__init__()
+        super().__init__(certificate)
 
     async def handle(self, request: Request, writer: asyncio.StreamWriter) -> bool:
         self.requests.append(request)
@@ -175,6 +192,21 @@ def usual_body(request: Request) -> Body:
     return {**top, "choices": [choice]}
 
 
+def streamed(request: Request, body: Body) -> Response | Body:
+    """The usual body as events where that was asked for: one for each token, then the usage."""
+    if not request.body.get("stream"):
+        return body
+    choice = body["choices"][0]
+    events = [{**body, "usage": None, "choices": [
+        {"index": 0, "text": "x", "token_ids": [token], "finish_reason": None,
+         "prompt_token_ids": choice["prompt_token_ids"] if not n else None}]}
+        for n, token in enumerate(choice["token_ids"])]  # fmt: skip
+    events[-1]["choices"][0]["finish_reason"] = "length"
+    events.append({**body, "choices": []})
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + ": ping\n\ndata: [DONE]\n\n"
+    return Response(200, text.encode(), {"Content-Type": "text/event-stream"})
+
+
 FAULTS = ("429", "429 later", "500", "502", "refused", "reset", "half", "other model", "wrong counts", "stall")
 """Every way to fail. With `refused`, `429` and `500` the server is not reached."""
 
@@ -200,26 +232,53 @@ class FaultyProxy(Listener):
             status = 500 if fault == "500" else 429
             writer.write(as_json({"error": {"message": "try again"}}, status, **headers).encoded())
             return True
-        whole = await self._forward(request)
+        whole = await forward(request, self._target)
         if fault == "stall":
             await asyncio.sleep(3600)
         writer.write(faulty(fault, whole))
         await writer.drain()
+        if fault == "reset":
+            await asyncio.sleep(0.005)  # what was written arrives first
+            reset(writer)
         return fault != "reset"
 
-    async def _forward(self, request: Request) -> bytes:
-        """The whole response of the server."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._target, limit=2**26)
-        try:
-            head = [f"POST {request.path} HTTP/1.1", *(f"{k}: {v}" for k, v in request.headers.items())]
-            writer.write("\r\n".join([*head, "", ""]).encode() + request.raw)
-            lines = [await reader.readline()]
-            while lines[-1].strip():
-                lines.append(await reader.readline())
-            length = next(int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length"))
-            return b"".join(lines) + await reader.readexactly(length)
-        finally:
-            writer.close()
+
+async def forward(request: Request, port: int) -> bytes:
+    """The whole response of the server on that port."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**26)
+    try:
+        headers = {**request.headers, "content-length": str(len(request.raw))}
+        head = [f"POST {request.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
+        writer.write("\r\n".join([*head, "", ""]).encode() + request.raw)
+        lines = [await reader.readline()]
+        while lines[-1].strip():
+            lines.append(await reader.readline())
+        length = next(int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length"))
+        return b"".join(lines) + await reader.readexactly(length)
+    finally:
+        writer.close()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Break a connection off: the other side is sent a reset, not an end."""
+    handle: socket.socket = writer.get_extra_info("socket")
+    handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+class Relay(Listener):
+    """Passes each request on to the port that `route` names, with the body that `change` makes of it."""
+
+    def __init__(self, route: Callable[[Body], int], change: Callable[[Body], Body] = lambda body: body) -> None:
+        self._route = route
+        self._change = change
+        super().__init__()
+
+    async def handle(self, request: Request, writer: asyncio.StreamWriter) -> bool:
+        port, raw = self._route(request.body), json.dumps(self._change(request.body)).encode()
+        writer.write(await forward(Request(request.path, request.headers, raw), port))
+        await writer.drain()
+        return True
 
 
 def faulty(fault: str | None, whole: bytes) -> bytes:
@@ -232,8 +291,7 @@ def faulty(fault: str | None, whole: bytes) -> bytes:
     if fault == "502":
         return Response(502, b"<html>Bad Gateway</html>").encoded()
     if fault == "other model":
-        return as_json({**json.loads(content), "model": "another"}).encoded()
+        return Response(200, re.sub(rb'"model": "[^"]*"', b'"model": "another"', content)).encoded()
     if fault == "wrong counts":
-        body = json.loads(content)
-        return as_json({**body, "usage": {"prompt_tokens": 1, "completion_tokens": 10**6}}).encoded()
+        return Response(200, re.sub(rb'("(?:prompt|completion)_tokens": )\d+', rb"\g<1>1000000", content)).encoded()
     return whole

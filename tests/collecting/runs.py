@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,15 +37,22 @@ def write_prompts(path: Path, count: int) -> Path:
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "veridifr", "collect", *map(str, arguments)],
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """The command line in a process of its own, which an interrupt ends even where this one ignores them.
+
+    A shell without job control has what it runs in the background ignore interrupts, and children inherit that.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a handler is not inherited, unlike SIG_IGN
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "veridifr", "collect", *map(str, arguments)],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def lines(path: Path) -> int:

@@ -7,12 +7,15 @@ import random
 from pathlib import Path
 
 import pytest
-from fake_endpoint import Body, FakeServer, Request
+from fake_endpoint import Body, FakeServer, Request, Response, as_json
 from runs import prompts, run
 
-from veridifr import Limits
+from veridifr import Limits, read_traces
 from veridifr.collecting.budget import Budget, Purse, Use, charge
+from veridifr.comparing import cost_of
+from veridifr.comparison import Cost
 from veridifr.errors import InputError, TraceError
+from veridifr.traces import read_requests
 
 PRICES = {"price_prompt": 2.0, "price_output": 10.0}
 
@@ -27,7 +30,8 @@ def test_the_cost_of_a_million() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"money": 1.0}, {"price_prompt": 1.0}, {"price_output": 1.0}, {"money": 1.0, "price_prompt": 1.0}, {"tokens": 0},
+    [{"currency": ""}, {"currency": "x" * 17},
+     {"money": 1.0}, {"price_prompt": 1.0}, {"price_output": 1.0}, {"money": 1.0, "price_prompt": 1.0}, {"tokens": 0},
      {"money": -1.0, **PRICES}, {"tokens": 1.5}],
 )  # fmt: skip
 def test_a_budget_that_cannot_be_kept_is_refused(fields: dict[str, float]) -> None:
@@ -102,6 +106,39 @@ def test_a_budget_holds_whatever_the_server_counts(tmp_path: Path, claimed: str)
     assert len(server.requests) == asked
     assert found.wrong_counts == (asked if claimed.startswith("too") else 0)
     assert found.unscored["not asked: the budget does not reach"] == 20 - asked
+
+
+def test_each_trace_states_what_its_request_was_charged(tmp_path: Path) -> None:
+    """Answered at once; answered after an attempt that may have been paid; refused; out of the budget's reach."""
+    tried: set[int] = set()
+
+    def respond(request: Request, body: Body) -> Response | Body:
+        number = request.body["prompt"][2] - 7
+        if number == 2:
+            return as_json({"message": "too long"}, 400)
+        if number == 1 and number not in tried:
+            tried.add(number)
+            return as_json({"error": "gateway"}, 502)
+        return body
+
+    budget = Budget(tokens=3 * 11, currency="EUR", **PRICES)
+    with FakeServer(respond) as server:
+        found = run(tmp_path / "t.jsonl", server.url, prompts(4), budget=budget, limits=Limits(concurrency=1))
+    traces = list(read_traces(found.traces))
+    one = (3 * 2.0 + 8 * 10.0) / 1e6
+    assert [trace.extra["cost"] for trace in traces] == [
+        {"currency": "EUR", "amount": pytest.approx(amount)} for amount in (one, 2 * one, 0.0, 0.0)
+    ]
+    assert found.cost is not None
+    assert cost_of(traces) == Cost(currency="EUR", amount=pytest.approx(found.cost))
+    assert not any("cost" in request.extra for request in read_requests(found.asked))
+
+
+def test_without_prices_no_trace_states_a_cost(tmp_path: Path) -> None:
+    with FakeServer() as server:
+        found = run(tmp_path / "t.jsonl", server.url, prompts(2), budget=Budget(tokens=1000))
+    assert found.cost is None
+    assert not any("cost" in trace.extra for trace in read_traces(found.traces))
 
 
 @pytest.mark.parametrize("seed", range(20))

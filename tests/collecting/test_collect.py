@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_endpoint import Body, FakeServer, Request, Response, as_json, tokens_for
+from fake_endpoint import Body, FakeServer, Request, Response, as_json, streamed, tokens_for
 from runs import prompts, run
 
 import veridifr
@@ -263,21 +262,7 @@ def test_settings_that_every_request_is_refused_for_end_the_run(tmp_path: Path) 
 
 
 def test_streamed_answers_are_the_same(tmp_path: Path) -> None:
-    """One event for each token, then the usage: the traces are those of an answer in one piece."""
-
-    def streamed(request: Request, body: Body) -> Response | Body:
-        if not request.body.get("stream"):
-            return body
-        choice = body["choices"][0]
-        events = [{**body, "usage": None, "choices": [
-            {"index": 0, "text": "x", "token_ids": [token], "finish_reason": None,
-             "prompt_token_ids": choice["prompt_token_ids"] if not n else None}]}
-            for n, token in enumerate(choice["token_ids"])]  # fmt: skip
-        events[-1]["choices"][0]["finish_reason"] = "length"
-        events.append({**body, "choices": []})
-        text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + ": ping\n\ndata: [DONE]\n\n"
-        return Response(200, text.encode(), {"Content-Type": "text/event-stream"})
-
+    """The traces are those of an answer in one piece."""
     with FakeServer(streamed) as server:
         secret = tmp_path / "secret"
         veridifr.write_secret(secret, veridifr.generate_secret())

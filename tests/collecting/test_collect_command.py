@@ -28,13 +28,16 @@ def test_all_is_well(capsys: pytest.CaptureFixture[str]) -> None:
     with FakeServer() as server:
         status = run(server.url, "--max-tokens", "5", "--temperature", "0.7", "--top-p", "0.9", "--top-k", "40",
             "--engine", json.dumps(engine), "--audit-id", "night", "--price-prompt", "1", "--price-output", "2",
-            "--sampling", '{"min_p": 0.1, "stop": ["x"]}', "--json", "came.json")  # fmt: skip
+            "--currency", "EUR", "--sampling", '{"min_p": 0.1, "stop": ["x"]}', "--json", "came.json")  # fmt: skip
     assert status == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "t.jsonl: 4 sequences, 4 of them evidence; 32 tokens charged, cost 0.0001, 4 requests sent"
-    assert out[-1].startswith("commitment to the seeds' secret: ")
+    assert out[0] == "t.jsonl: 4 sequences, 4 of them evidence; 32 tokens charged, 0.0001 EUR, 4 requests sent"
+    assert out[-2].startswith("commitment to the seeds' secret: ")
+    files = "t.jsonl --requests t.asked.jsonl --seed-secret-file t.secret"
+    assert out[-1] == f"next: veridifr audit {files} --reference R --calibration C"
+    assert not any("no engine is on record" in line for line in out)
     came = json.loads(Path("came.json").read_text())
-    assert out[-1].endswith(came["commitment"])
+    assert out[-2].endswith(came["commitment"])
     assert (came["requests"], came["spent"], came["traces"]) == (4, {"prompt": 12, "output": 20}, "t.jsonl")
     (trace, *_) = read_traces("t.jsonl")
     sampling = trace.sampling
@@ -54,6 +57,7 @@ def test_some_got_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert "1 no evidence: no answer: status 502: busy" in out
     assert "1 requests may have been paid for more than once, 0 of them because a collector was killed" in out
     assert "1 got no answer" in out
+    assert "no engine is on record" in out
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:

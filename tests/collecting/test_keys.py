@@ -10,6 +10,7 @@ import pytest
 from fake_endpoint import Body, FakeServer, Request, Response, as_json
 from runs import prompts, run, start, write_prompts
 
+from makers import SELF_SIGNED
 from veridifr.cli import main
 from veridifr.collecting import ApiKey, Endpoint
 from veridifr.errors import InputError
@@ -91,6 +92,14 @@ def test_an_answer_that_shows_the_key_is_paid_for_and_no_evidence(tmp_path: Path
     assert found.unscored == {"refused: the answer shows the API key, so nothing of it was kept": 2}
     assert found.spent == (6, 16)
     assert len(server.requests) == 2
+
+
+def test_a_certificate_that_nobody_vouches_for_gets_no_key(tmp_path: Path) -> None:
+    with FakeServer(certificate=SELF_SIGNED) as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        with pytest.raises(InputError, match=r"the certificate of 127\.0\.0\.1:[0-9]+ does not hold"):
+            run(tmp_path / "t.jsonl", server.url, prompts(3), key=ApiKey(KEY, "test"))
+        assert not server.requests
 
 
 @pytest.mark.parametrize("arguments", [["--api-key", KEY], [f"--api-key={KEY}"]])

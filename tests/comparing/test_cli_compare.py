@@ -76,6 +76,24 @@ def test_requests_of_each_provider(tmp_path: Path, recorded: Recorded, capsys: p
     assert "--requests: got 2 files, expected 1, or 3" in capsys.readouterr().err
 
 
+def test_the_sampler_may_be_taken_as_unknown(
+    tmp_path: Path, recorded: Recorded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in an audit: one calibration for the distribution, for all providers, and only where it was asked for."""
+    honest, out, draws = tmp_path / "h.jsonl", tmp_path / "out.json", tmp_path / "draws.json"
+    write_traces(honest, recorded["calibration.v1"])
+    reference = ["--reference", f"evidence:{recorded.file}", "--quiet"]
+    assert main(["calibrate", str(honest), *reference, "--sampler", "unknown", "--out", str(draws)]) == 0
+    more = ("--calibration", str(draws), "--json", str(out), "--quiet")
+    assert run(tmp_path, recorded, "v1", "temp1.1", more=(*more, "--sampler", "unknown")) == 1
+    providers = {one["name"]: one["finding"] for one in json.loads(out.read_text())["providers"]}
+    assert {finding["mode"] for finding in providers.values()} == {"distribution"}
+    assert providers["temp1.1"]["verdict"] == "divergent"
+    assert providers["v1"]["verdict"] in ("consistent", "undecided")
+    assert run(tmp_path, recorded, "v1", "temp1.1", more=more) == 2
+    assert "v1: calibration: mode: made for distribution evidence" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

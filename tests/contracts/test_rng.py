@@ -72,17 +72,20 @@ COMPILED = """
 import numpy as np
 from veridifr.rng import compiled, philox4x32
 rng = np.random.default_rng(4)
-count = compiled.FEWEST + 7
+count = 30_007
 arrays = [rng.integers(0, 2**32, count, dtype=np.uint32) for _ in range(6)]
 for shared in ((), (1, 2, 3, 5), (0, 1, 3, 4)):
     lanes = [int(array[0]) if i in shared else array for i, array in enumerate(arrays)]
     compiled._enabled = False
     slow = philox4x32(lanes[:4], lanes[4:], (0, 1, 2, 3))
     compiled.enable()
-    assert compiled.kernel() is not None, "numba is part of the tests' environment"
+    assert compiled.kernel(count) is not None, "numba is part of the tests' environment"
     fast = philox4x32(lanes[:4], lanes[4:], (0, 1, 2, 3))
     for one, other in zip(fast, slow, strict=True):
         np.testing.assert_array_equal(one, other)
+few = [array[:600] for array in arrays]
+assert compiled.kernel(600) is not None, "a kernel that is loaded is used for fewer lanes as well"
+np.testing.assert_array_equal(philox4x32(few[:4], few[4:])[0], philox4x32(arrays[:4], arrays[4:])[0][:600])
 print("the same")
 """
 
@@ -94,12 +97,12 @@ def test_philox_compiled_is_the_same() -> None:
 
 
 def test_numba_is_not_used_unless_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compiled.kernel() is None
+    assert compiled.kernel(10**6) is None
     monkeypatch.setattr(compiled, "_enabled", True)
     monkeypatch.setitem(sys.modules, "numba", None)  # as if it were not installed
     compiled._compiled.cache_clear()
     try:
-        assert compiled.kernel() is None
+        assert compiled.kernel(10**6) is None
     finally:
         compiled._compiled.cache_clear()
 

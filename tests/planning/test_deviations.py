@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from veridifr.deviations import MULTIPLES
+from veridifr.deviations import MULTIPLES, size_of
+from veridifr.errors import CalibrationError
 
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "audits_cpu.json"
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+RESULTS, MODES = FOLDER / "audits_cpu.json", FOLDER / "modes.json"
 CASES = {
     "int4": "int4 weights",
     "int8": "int8 weights (held out)",
@@ -26,3 +28,18 @@ def test_sizes_are_as_measured(name: str) -> None:
     raw = json.loads(RESULTS.read_text(encoding="utf-8"))["raw"]
     (found,) = [row["logit_noise"] for row in raw["audits"] if row["case"] == CASES[name]]
     assert found / raw["statistic"]["sigma"] == pytest.approx(MULTIPLES[name], rel=0.25)
+
+
+def test_plans_are_within_a_factor_of_two_of_what_it_took() -> None:
+    """In every mode, for sequences of every length that was measured (docs/modes.md)."""
+    found = json.loads(MODES.read_text(encoding="utf-8"))["figures"]["planned_over_measured"]
+    assert set(found) >= {"seeded", "greedy", "unknown sampler, filters", "unknown sampler, no filter"}
+    for mode, ratios in found.items():
+        assert ratios["lengths"] >= 3, mode
+        assert ratios["least"] >= 0.5 and ratios["most"] <= 2.0, mode
+
+
+def test_a_change_of_the_temperature_has_no_size_at_temperature_zero() -> None:
+    with pytest.raises(CalibrationError, match=r"got 'temperature=1\.1', expected .* fp8-kv, int4 at temperature 0"):
+        size_of("temperature=1.1", 0.03, "near ties")
+    assert size_of("int4", 0.03, "near ties")[0] < size_of("int4", 0.03, "edge")[0]

@@ -18,6 +18,7 @@ from veridifr.calibration_io import write_calibration
 from veridifr.deviations import MULTIPLES
 from veridifr.errors import CalibrationError
 from veridifr.fitting import EFFECTS
+from veridifr.interpolated import holding
 from veridifr.planning import Aim, Plan, plan
 from veridifr.statistic import LikelihoodRatio
 
@@ -112,11 +113,31 @@ def test_a_larger_deviation_takes_no_more(normal: Calibration, smallest: Plan) -
     assert means == sorted(means, reverse=True)
 
 
-def test_between_two_sizes_the_smaller_is_taken(normal: Calibration) -> None:
-    found = plan(normal, "sigma=0.29", Aim(tokens=64))  # 9.7 times
-    assert found.planned_multiple == 4.0
-    assert found.warnings[0] == "Planned with the next smaller stored size, 4 times the honest noise."
-    assert found.options == plan(normal, "sigma=0.12", Aim(tokens=64)).options
+def test_between_two_sizes_scores_are_interpolated(normal: Calibration) -> None:
+    """Halfway in the logarithm of the size the shift lies halfway: 0.9, for which 13.0 / 0.9^2 sequences are enough."""
+    found = plan(normal, f"sigma={0.03 * math.sqrt(8.0)}", Aim(tokens=64))
+    assert found.planned_multiple == found.multiple == pytest.approx(math.sqrt(8.0))
+    assert not any("Planned with" in warning for warning in found.warnings)
+    assert found.best is not None and found.best.fixed is not None and found.best.sequential is not None
+    assert found.best.fixed == pytest.approx(13.0 / 0.9**2 * (1 + 13.0 / 0.9**2 / 300), rel=0.25)
+
+
+def test_beyond_the_largest_size_that_one_is_taken(normal: Calibration) -> None:
+    found = plan(normal, "sigma=0.9", Aim(tokens=64))
+    assert (found.multiple, found.planned_multiple) == (pytest.approx(30.0), 10.0)
+    assert found.warnings[0] == "Planned with the largest size that the calibration holds, 10 times the honest noise."
+    assert found.options == plan(normal, "sigma=0.3", Aim(tokens=64)).options
+
+
+def test_a_stored_size_is_taken_as_it_is(normal: Calibration) -> None:
+    assert holding(normal, 4.0) == holding(normal, 4.02) == (normal, 1)
+    more, place = holding(normal, 5.0)
+    assert (place, more.effects) == (2, (2.0, 4.0, 5.0, 10.0))
+    assert more.detect_place == normal.detect_place
+    for own, known in zip(more.stacks[0].sequences, normal.stacks[0].sequences, strict=True):
+        assert (*own.simulated[:2], own.simulated[3]) == known.simulated
+        low, between, high = (np.array(own.simulated[k]) for k in (1, 2, 3))
+        assert between == pytest.approx(low + math.log(1.25) / math.log(2.5) * (high - low))
 
 
 def test_the_length_of_fewest_tokens_is_chosen(normal: Calibration) -> None:

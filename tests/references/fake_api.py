@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,9 @@ class Api:
 
 
 @contextmanager
-def serve(api: Api) -> Iterator[Api]:
+def serve(api: Api, certificate: Path | None = None) -> Iterator[Api]:
+    """With `certificate`, a file of a key and its certificate, over TLS."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -55,9 +59,13 @@ def serve(api: Api) -> Iterator[Api]:
             """Nothing on the terminal."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    api.url = f"http://127.0.0.1:{server.server_port}/v1"
+    api.url = f"http{'' if certificate is None else 's'}://127.0.0.1:{server.server_port}/v1"
     try:
         yield api
     finally:

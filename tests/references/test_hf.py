@@ -23,6 +23,7 @@ from veridifr.processors import process
 from veridifr.references import ReferenceSettings, load
 from veridifr.references.hf import HfReference, digest_model, digest_parameters
 from veridifr.references.listing import Listing, joined
+from veridifr.references.tokenizing import first_eos_ids
 from veridifr.trace import Trace
 
 VOCAB = 8192
@@ -166,6 +167,16 @@ def test_blocks_listed_side_by_side_change_nothing(
     one, three = found
     for field in dataclasses.fields(Listing):
         np.testing.assert_array_equal(getattr(one, field.name), getattr(three, field.name), err_msg=field.name)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [((), ()), ((None, None), ()), ((None, 2), (2,)), ((0, 2), (0,)), (([1, 7], 2), (1, 7)), (((3,), None), (3,))],
+)
+def test_ends_of_an_output_are_those_of_the_first_that_states_any(
+    stated: tuple[object, ...], expected: tuple[int, ...]
+) -> None:
+    assert first_eos_ids(*stated) == expected
 
 
 def test_what_the_directory_says(reference: HfReference, tb7m: Path) -> None:

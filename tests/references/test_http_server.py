@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fake_api import Api, serve
 
+from makers import SELF_SIGNED
 from veridifr.errors import ReferenceError
 from veridifr.references import http_server
 from veridifr.references.http_server import KEY_VARIABLE, Server, read_key
@@ -50,6 +51,14 @@ def test_what_will_not_pass_is_not_tried_again(status: int) -> None:
             Server(api.url, None).get("models")
         assert len(api.asked) == 1
     assert ("usually ends in /v1" in str(caught.value)) == (status == 404)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "_PAUSES", (3600.0,))
+    with serve(Api(answers((200, {}))), SELF_SIGNED) as api:
+        with pytest.raises(ReferenceError, match="certificate does not hold"):
+            Server(api.url, KEY).get("models")
+        assert api.asked == []
 
 
 def test_a_server_that_is_not_there() -> None:

@@ -169,6 +169,17 @@ def test_model_files(tb7m: Path, tmp_path: Path) -> None:
     assert read_model_files(tmp_path).eos_ids == (4,)
 
 
+def test_a_tokenizer_that_would_cut_texts_short_does_not(tb7m: Path, tmp_path: Path) -> None:
+    stated = json.loads((tb7m / "tokenizer.json").read_text())
+    stated["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+    stated["padding"] = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 2,
+        "pad_type_id": 0, "pad_token": "x"}  # fmt: skip
+    found = read_model_files(model_files(tmp_path, config={"vocab_size": 8192}, tokenizer=stated)).tokenizer
+    plain = read_model_files(tb7m).tokenizer
+    for text in ("x", "def mean(values):\n    return sum(values) / len(values)"):
+        assert found.encode(text).ids == plain.encode(text).ids
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -21,6 +21,7 @@ from veridifr.trace import Trace
 from veridifr.traces import read_traces
 
 TOKENS = 120
+NOBODY = EngineRecord(name="unknown")
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,17 @@ def test_without_the_search_it_would_be(
 
 
 @pytest.mark.slow
+def test_texts_of_an_engine_that_the_tokens_give_away(reference: Reference, calibration: Calibration) -> None:
+    """The sampler is found from the sequences that are split as it drew them, and then splits the others."""
+    asked = [replace(trace, engine=NOBODY) for trace in bundled("v2")]
+    made = [from_text(trace, reference) for trace in asked]
+    assert sum(why_unscored(trace) is not None for trace in made) >= 5
+    finding = audit(made, reference, calibration, requests=asked)
+    assert (finding.verdict, finding.contract) == (Verdict.CONSISTENT, "vllm-v2-e")
+    assert finding.sequences_unsupported == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int4", "temp1.1"])
 def test_a_deviation_still_shows(name: str, reference: Reference, calibration: Calibration) -> None:
     sampled = bundled(name)
@@ -123,7 +135,7 @@ def without_tokenizer(reference: Reference) -> Reference:
 
 
 CASES: dict[str, tuple[Callable[[Trace], Trace], str | None]] = {
-    "no known sampler": (lambda t: replace(t, engine=EngineRecord(name="unknown")), None),
+    "no known sampler": (lambda t: replace(t, engine=NOBODY), None),
     "unscored already": (lambda t: replace(t, extra={**t.extra, "unscored": "refused"}), "refused"),
     "no output": (lambda t: replace(t, output_token_ids=np.array([], dtype=np.int32)), "retokenization"),
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from makers import make_trace, whole_rows
+from veridifr import scoring_table
 from veridifr.contracts.common import by_row
 from veridifr.contracts.registry import CONTRACTS
 from veridifr.errors import EvidenceError
@@ -74,3 +78,43 @@ def test_a_claimed_token_that_only_another_row_lists_is_missing() -> None:
     for claimed in ([1, 2], [3, 1], [3, 2]):
         with pytest.raises(EvidenceError, match="a claimed token is not listed"):
             claimed_index(part, np.array(claimed, dtype=np.int32))
+
+
+def rows_of_logits(heat: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[Any, ...]]:
+    """Rows of 1 to 900 logits, some flat, some steep, and what the kernel gets of them."""
+    rng = np.random.default_rng(5)
+    offsets = np.cumsum([0, 1, 7, 900, 300, 20])
+    logits = (rng.normal(size=offsets[-1]) * np.repeat([1.0, 0.1, 9.0, 2.0, 40.0], np.diff(offsets))).astype(np.float32)
+    top = np.maximum.reduceat(logits, offsets[:-1])
+    return logits, offsets, top, (np.float32(1.0 / heat), heat)
+
+
+@pytest.mark.parametrize("heat", [0.05, 0.7, 1.5])
+def test_sums_over_rows(heat: float) -> None:
+    """Against a sum in float64, with numpy and with the kernel's arithmetic as Python runs it."""
+    logits, offsets, top, heats = rows_of_logits(heat)
+    exact = [np.exp((row.astype(float) - row.max()) / heat).sum() for row in np.split(logits, offsets[1:-1])]
+    np.testing.assert_allclose(scoring_table._listed(logits, offsets, top, heat), exact, rtol=1e-7)
+    found = np.empty(len(top))
+    scoring_table._sum(logits, offsets, top, *heats, found, scoring_table._scratch(900))
+    np.testing.assert_allclose(found, exact, rtol=1e-7)
+
+
+COMPILED = """
+import numpy as np
+from veridifr import scoring_table
+from veridifr.rng import compiled
+
+compiled.enable()
+logits, offsets = np.random.default_rng(0).normal(size=2000).astype(np.float32) * 6, np.array([0, 900, 2000])
+top = np.maximum.reduceat(logits, offsets[:-1])
+fast, found = compiled.function(scoring_table._sum, reassociate=True), np.empty(2)
+assert fast is not None, "numba is part of the tests' environment"
+fast(logits, offsets, top, np.float32(1 / 0.7), 0.7, found, scoring_table._scratch(1100))
+np.testing.assert_allclose(found, scoring_table._listed(logits, offsets, top, 0.7), rtol=1e-7)
+"""
+
+
+def test_sums_over_rows_compiled() -> None:
+    """In a process of its own, since numba must not be loaded before vLLM."""
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +30,35 @@ DATA = Path(__file__).parents[1] / "data"
 SIZE = 256
 
 
+ENDS = (1, 7)
+
+
 @pytest.fixture(scope="module")
-def llm(tb7m: Path) -> Any:
+def model(tb7m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model, whose generation_config.json here names more ends than its config.json."""
+    folder = tmp_path_factory.mktemp("model")
+    for file in tb7m.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    stated = json.loads((tb7m / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**stated, "eos_token_id": ENDS}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llm(model: Path) -> Any:
     """In parts of 64 tokens: every trace is prefilled in several steps."""
     options = {"dtype": "float32", "max_model_len": 512, "max_num_batched_tokens": 64, "max_num_seqs": 4}
-    return start(tb7m, enable_prefix_caching=False, **options)[1]
+    return start(model, enable_prefix_caching=False, **options)[1]
 
 
 @pytest.fixture(scope="module")
-def reference(llm: Any, tb7m: Path) -> VllmReference:
-    return VllmReference.from_llm(llm, tb7m)
+def reference(llm: Any, model: Path) -> VllmReference:
+    return VllmReference.from_llm(llm, model)
 
 
 @pytest.fixture(scope="module")
-def other(tb7m: Path) -> Reference:
-    return load(f"hf:{tb7m}", ReferenceSettings(device="cpu"))
+def other(model: Path) -> Reference:
+    return load(f"hf:{model}", ReferenceSettings(device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +75,7 @@ def test_evidence_is_that_of_transformers(reference: VllmReference, other: Refer
     mine = {found.trace_id: found for found in reference.evidence(traces)}
     assert mine.keys() == {trace.id for trace in traces}
     assert reference.weights_digest == other.weights_digest
+    assert reference.eos_ids == other.eos_ids == ENDS
     for found in other.evidence(traces):
         trace = next(t for t in traces if t.id == found.trace_id)
         got, want = scored(trace, mine[trace.id].validate()), scored(trace, found)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from veridifr.errors import InputError
-from veridifr.trace import check_int, check_number
+from veridifr.trace import check_int, check_number, check_text
 
 _MILLION = 1_000_000
+_CURRENCY = 16
 
 
 class Use(NamedTuple):
@@ -27,12 +28,16 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The most that may be spent, in tokens and in money; None for no limit. Prices are for a million tokens each."""
+    """The most that may be spent, in tokens and in money; None for no limit.
+
+    Prices are for a million tokens each, in `currency` (1 to 16 characters), which is only a name.
+    """
 
     tokens: int | None = None
     money: float | None = None
     price_prompt: float | None = None
     price_output: float | None = None
+    currency: str = "USD"
 
     def __post_init__(self) -> None:
         if self.tokens is not None:
@@ -40,6 +45,8 @@ class Budget:
         for name in ("money", "price_prompt", "price_output"):
             if getattr(self, name) is not None:
                 check_number(f"budget.{name}", getattr(self, name), 0.0, 1e12)
+        if not 0 < len(check_text("budget.currency", self.currency)) <= _CURRENCY:
+            raise InputError(f"budget.currency: got {self.currency[:40]!a}, expected 1 to {_CURRENCY} characters")
         if (self.price_prompt is None) != (self.price_output is None):
             raise InputError("budget: got one price, expected those of prompt and output tokens, or none")
         if self.money is not None and self.price_prompt is None:

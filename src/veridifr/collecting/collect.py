@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from veridifr.collecting.running import Limits, Run, answer_of
 from veridifr.collecting.tokenizer import Tokenizer
 from veridifr.collecting.writing import count_ends, make_trace, missing_trace, request_of, wrong_count
 from veridifr.errors import InputError
-from veridifr.origins import from_text, why_unscored
+from veridifr.origins import COST, from_text, why_unscored
 from veridifr.seeds import SeedIssuer, generate_secret, read_secret, write_secret
 from veridifr.trace import EngineRecord, Sampling, Trace
 from veridifr.traces.files import SUFFIXES, write_traces
@@ -30,8 +30,8 @@ NOT_ASKED = "not asked: the budget does not reach"
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """What a collection has come to. Counts are of requests; `spent` is in tokens, `cost` in the budget's money (None
-    without prices).
+    """What a collection has come to. Counts are of requests; `spent` is in tokens, `cost` in `currency` (None without
+    prices).
 
     `unscored` has each reason why a sequence is no evidence, with its number; `unanswered` of them got no answer.
     `ambiguous` were split from text into another number of ids than the server counted. `paid_twice` may have been paid
@@ -50,6 +50,7 @@ class Collected:
     wrong_counts: int
     spent: Use
     cost: float | None
+    currency: str
     commitment: str
     traces: Path
     asked: Path
@@ -109,7 +110,7 @@ def collect(  # noqa: PLR0913 (all but three have defaults)
         asks = make_asks(chosen, sampling, endpoint, issuer, engine, local, send)
         ledger.start(_header(endpoint, issuer, asks))
         asyncio.run(_run(Run(endpoint, ledger, budget, limits, quiet=quiet), ledger, asks))
-        traces = _traces(ledger, asks, endpoint, local)
+        traces = _traces(ledger, asks, endpoint, local, budget)
         write_traces(asked, [request_of(trace) for trace in traces])
         write_traces(out, traces)
         return _collected(ledger, traces, budget, (issuer.commitment, out, asked, secret))
@@ -146,17 +147,22 @@ def _have_secret(path: Path, *, begun: bool) -> None:
         )
 
 
-def _traces(ledger: Ledger, asks: Sequence[Ask], endpoint: Endpoint, tokenizer: Tokenizer | None) -> list[Trace]:
-    """One trace for each request, in order."""
+def _traces(
+    ledger: Ledger, asks: Sequence[Ask], endpoint: Endpoint, tokenizer: Tokenizer | None, budget: Budget
+) -> list[Trace]:
+    """One trace for each request, in order, with what it was charged where there are prices."""
     made = []
     for ask in asks:
         answer, attempts = answer_of(ledger, ask), ledger.attempts[ask.index]
         if answer is not None:
-            made.append(make_trace(ask, answer, endpoint, tokenizer, attempts))
-            continue
-        refusal, failure = ledger.refusals.get(ask.index), ledger.failures.get(ask.index)
-        why = f"refused: {refusal}" if refusal else f"no answer: {failure}" if failure else NOT_ASKED
-        made.append(missing_trace(ask, why, attempts))
+            trace = make_trace(ask, answer, endpoint, tokenizer, attempts)
+        else:
+            refusal, failure = ledger.refusals.get(ask.index), ledger.failures.get(ask.index)
+            why = f"refused: {refusal}" if refusal else f"no answer: {failure}" if failure else NOT_ASKED
+            trace = missing_trace(ask, why, attempts)
+        amount = budget.cost(ledger.charged.get(ask.index, Use()))
+        cost = {} if amount is None else {COST: {"currency": budget.currency, "amount": amount}}
+        made.append(replace(trace, extra={**trace.extra, **cost}))
     return count_ends(made)
 
 
@@ -178,6 +184,7 @@ def _collected(
         wrong_counts=sum(map(wrong_count, traces)),
         spent=ledger.spent,
         cost=budget.cost(ledger.spent),
+        currency=budget.currency,
         commitment=commitment,
         traces=out,
         asked=asked,

@@ -27,7 +27,7 @@ _CLOSING = (LOST, FAILED, REFUSED, ANSWERED)
 
 class Ledger:
     """An open ledger. `answers` has the record of each answered request by its index, `refusals` the reason of each
-    refused one, `failures` the last reason of each failed one, `spent` what all attempts were charged.
+    refused one, `failures` the last reason of each failed one, `charged` what all attempts at each were charged.
 
     `maybe_paid` counts, by index, the attempts that brought nothing and may have been paid for; `killed` those among
     them whose process was killed.
@@ -38,7 +38,7 @@ class Ledger:
         self.answers: dict[int, Mapping[str, Any]] = {}
         self.refusals: dict[int, str] = {}
         self.failures: dict[int, str] = {}
-        self.spent = Use()
+        self.charged: dict[int, Use] = {}
         self.attempts: Counter[int] = Counter()
         self.maybe_paid: Counter[int] = Counter()
         self.killed: Counter[int] = Counter()
@@ -77,6 +77,11 @@ class Ledger:
     def begun(self) -> bool:
         """Whether the file held a collection already."""
         return self._header is not None
+
+    @property
+    def spent(self) -> Use:
+        """What all attempts were charged."""
+        return Use(sum(use.prompt for use in self.charged.values()), sum(use.output for use in self.charged.values()))
 
     async def intend(self, index: int, worst: Use) -> int:
         """Note that a request is about to be sent, for at most `worst`. Returns the attempt's number, from 0."""
@@ -167,7 +172,7 @@ class Ledger:
         if end not in _CLOSING:
             raise ValueError(end)
         del self._open[index, int(record["attempt"])]
-        self.spent = self.spent.plus(charged)
+        self.charged[index] = self.charged.get(index, Use()).plus(charged)
         if end == ANSWERED:
             self.answers[index] = record
             return

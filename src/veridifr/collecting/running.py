@@ -89,7 +89,9 @@ class Run:
     def _cost(self) -> str:
         spent = self._purse.spent
         cost = self._budget.cost(spent)
-        return f"{sum(spent):,} tokens" + ("" if cost is None else f", cost {cost:.4f}")
+        most = self._budget.money
+        limit = "" if most is None else f" of {most:g}"
+        return f"{sum(spent):,} tokens" + ("" if cost is None else f", {cost:.4f}{limit} {self._budget.currency}")
 
     async def _ask(self, ask: Ask) -> None:
         """Attempts at one request until it is answered or refused, attempts are used up or money is."""

@@ -6,6 +6,7 @@ interval for each coordinate, and for the wrapped encodings the period after whi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,15 @@ class Intervals:
     low_FK: Float64
     high_FK: Float64
     period_K: Float64 | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Intervals]) -> Intervals:
+        """The entries of several fingerprints of one tap and specification as those of one."""
+        return cls(
+            low_FK=np.concatenate([part.low_FK for part in parts]),
+            high_FK=np.concatenate([part.high_FK for part in parts]),
+            period_K=parts[0].period_K,
+        )
 
 
 def to_codes(spec: FingerprintSpec, tap: int, values_FK: npt.ArrayLike) -> Codes:

@@ -16,7 +16,7 @@ from veridifr.fingerprints.capture import Capture
 from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.references import Reference, ReferenceSettings
 from veridifr.references.rows import RowLister
-from veridifr.references.tokenizing import TokenizingReference, load_tokenizer
+from veridifr.references.tokenizing import TokenizingReference, first_eos_ids, load_tokenizer
 from veridifr.references.weights import digest_model, digest_parameters, first_line, resolve
 from veridifr.trace import Trace
 
@@ -36,7 +36,8 @@ class HfReference(TokenizingReference):
         self._settings = settings
         self._device = next(model.parameters()).device
         self.vocab_size = int(model.config.get_text_config().vocab_size)
-        self.eos_ids = _eos_ids(model)
+        configs = (getattr(model, "generation_config", None), model.config, model.config.get_text_config())
+        self.eos_ids = first_eos_ids(*(getattr(config, "eos_token_id", None) for config in configs))
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._longest = int(limit) if limit else None
         self._spec: FingerprintSpec | None = None
@@ -190,14 +191,6 @@ def _batches(traces: Sequence[Trace], budget: int) -> Iterator[list[Trace]]:
         batch.append(trace)
     if batch:
         yield batch
-
-
-def _eos_ids(model: Any) -> tuple[int, ...]:
-    for config in (getattr(model, "generation_config", None), model.config):
-        found = getattr(config, "eos_token_id", None)
-        if found is not None:
-            return tuple(int(i) for i in found) if isinstance(found, list | tuple) else (int(found),)
-    return ()
 
 
 __all__ = ["HfReference", "digest_model", "digest_parameters", "load_tokenizer"]

@@ -82,6 +82,12 @@ class HttpReference(Reference):
             return None
         return cast(str, self._files.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
 
+    def encode(self, text: str) -> list[int] | None:
+        """See `Reference.encode`."""
+        if self._files.tokenizer is None:
+            return None
+        return [int(token) for token in self._files.tokenizer.encode(text, add_special_tokens=False).ids]
+
     def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
         """See `Reference.evidence`. Several requests are in flight at a time."""
         waiting = iter(traces)

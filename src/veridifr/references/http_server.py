@@ -109,6 +109,8 @@ class Server:
             try:
                 status, data = self._once(method, path, content)
             except self._failures as error:
+                if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    raise self._error(path, "the server's certificate does not hold") from None
                 if pause is None:
                     raise self._error(path, f"no answer: {self._shown(str(error).encode()) or _name(error)}") from None
             else:

@@ -62,5 +62,7 @@ def _object(data: bytes, path: Path) -> Mapping[str, Any]:
 def _tokenizer(path: Path) -> Any:
     if not path.is_file():
         return None
-    tokenizers = require("tokenizers", "http")
-    return tokenizers.Tokenizer.from_file(str(path))
+    found = require("tokenizers", "http").Tokenizer.from_file(str(path))
+    found.no_truncation()  # both may be stated in the file, and would change the ids of a text
+    found.no_padding()
+    return found

@@ -28,6 +28,12 @@ class TokenizingReference(Reference):
         return [int(token) for token in self._tokenizer.encode(text, add_special_tokens=False)]
 
 
+def first_eos_ids(*stated: Any) -> tuple[int, ...]:
+    """The ids that end an output, by the first configuration that states any: an id, several, or None."""
+    found = next((value for value in stated if value is not None), ())
+    return tuple(int(token) for token in found) if isinstance(found, list | tuple) else (int(found),)
+
+
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer beside a model, or None: decoded text is for people only, so its absence is no error."""
     transformers = require("transformers", "hf")

@@ -27,7 +27,7 @@ from veridifr.references import Reference, ReferenceSettings, cuda_rows, vllm_st
 from veridifr.references.heads import head_of
 from veridifr.references.listing import Listing, joined
 from veridifr.references.rows import RowLister, evidence_of
-from veridifr.references.tokenizing import TokenizingReference, load_tokenizer
+from veridifr.references.tokenizing import TokenizingReference, first_eos_ids, load_tokenizer
 from veridifr.references.vllm_steps import Part
 from veridifr.references.weights import digest_model, first_line, resolve
 from veridifr.trace import Trace
@@ -65,8 +65,11 @@ class VllmReference(TokenizingReference):
         self.name = name
         self.weights_digest = digest
         self.vocab_size = int(config.model_config.get_vocab_size())
-        eos = getattr(config.model_config.hf_text_config, "eos_token_id", None)
-        self.eos_ids = tuple(eos) if isinstance(eos, list | tuple) else () if eos is None else (int(eos),)
+        self.eos_ids = first_eos_ids(
+            config.model_config.try_get_generation_config().get("eos_token_id"),
+            getattr(config.model_config.hf_config, "eos_token_id", None),
+            getattr(config.model_config.hf_text_config, "eos_token_id", None),
+        )
         self._engine = engine
         self._tokenizer = tokenizer
         self._runner = executor.driver_worker.worker.model_runner

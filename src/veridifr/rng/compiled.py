@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-FEWEST = 20_000
-"""Lanes below which numpy is fast enough: importing numba and loading the kernel takes about a second, once."""
+_FEWEST, _FEWEST_LOADED = 20_000, 500
+"""Lanes below which numpy is fast enough: importing numba and loading a kernel takes about a second, once."""
 
 
 _enabled = False
+_loaded: set[Callable[..., None]] = set()
 
 
 def enable() -> None:
@@ -33,9 +34,14 @@ def enable() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # read when libgomp is loaded, with torch
 
 
-def kernel() -> Callable[..., None] | None:
-    """`_word` compiled, or None where it is not enabled or numba is not installed."""
-    return function(_word)
+def worth(lanes: int, plain: Callable[..., None]) -> bool:
+    """Whether so many lanes are worth a call of `plain` compiled, which may have to be loaded first."""
+    return lanes >= (_FEWEST_LOADED if plain in _loaded else _FEWEST)
+
+
+def kernel(lanes: int) -> Callable[..., None] | None:
+    """`_word` compiled, or None where it is not enabled, numba is not installed, or so few lanes are not worth it."""
+    return function(_word) if worth(lanes, _word) else None
 
 
 def function(plain: Callable[..., None], *, reassociate: bool = False) -> Callable[..., None] | None:
@@ -52,6 +58,7 @@ def _compiled(plain: Callable[..., None], reassociate: bool) -> Callable[..., No
         return None
     loose = {"reassoc", "nsz", "nnan", "contract"} if reassociate else False
     compiled: Callable[..., None] = numba.njit(nogil=True, cache=True, fastmath=loose)(plain)
+    _loaded.add(plain)
     return compiled
 
 

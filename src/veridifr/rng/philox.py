@@ -33,7 +33,7 @@ def philox4x32(counter: Sequence[Word], key: Sequence[Word], words: Sequence[int
     """
     lanes = [_as_uint32(word) for word in (*counter, *key)]
     (count,) = np.broadcast_shapes((1,), *(lane.shape for lane in lanes))
-    if count >= compiled.FEWEST and (fast := compiled.kernel()) is not None:
+    if (fast := compiled.kernel(count)) is not None:
         return _compiled(fast, lanes, count, words)
     out = [np.empty(count, dtype=np.uint32) for _ in words]
     block = -(-count // max(1, -(-count // _BLOCK)))
