@@ -231,7 +231,8 @@ def log_likelihoods_claiming(scores: Scores, sampling: Sampling, sigma: float, e
     if filters_on(choices.sampling) or sampling.greedy:
         return None
     heat = sampling.temperature
-    moved = replace(choices, sampling=sampling, edges_M=edges_at(replace(choices, sampling=sampling), heat))
+    moved = replace(choices, sampling=sampling)
+    moved = replace(moved, edges_M=edges_at(moved, heat).astype(np.float32))
     law, own_T = Law(moved, heat), choices.claimed_T
     drawn_T = np.minimum(law.kept(own_T, sigma) * law.moved(own_T, sigma), 1.0)
     claimed = replace(scores, logprob_T=np.log(np.maximum(law.all_of(own_T), 1e-300)))

@@ -141,15 +141,16 @@ NOT_DIVERGENT = [
     ("greedy", "seeds ignored"),
 ]
 DIVERGENT = [
-    ("seeded", "int4", "forward_pass"),
-    ("seeded", "temp1.1", "temperature"),
-    ("seeded", "seeds ignored", "seed"),
-    ("filtered", "int4", "forward_pass"),
-    ("filtered", "temp1.1", "temperature"),
-    ("unfiltered", "temperature 1.5", "temperature"),
-    ("greedy", "errors of 0.6", "forward_pass"),
-    ("greedy", "temperature 1", "temperature"),
+    ("seeded", "int4", ("forward_pass",)),
+    ("seeded", "temp1.1", ("temperature",)),
+    ("seeded", "seeds ignored", ("seed",)),
+    ("filtered", "int4", ("forward_pass",)),
+    ("filtered", "temp1.1", ("temperature", "unexplained")),
+    ("unfiltered", "temperature 1.5", ("temperature",)),
+    ("greedy", "errors of 0.6", ("forward_pass",)),
+    ("greedy", "temperature 1", ("temperature", "forward_pass")),
 ]
+"""Two causes where both are right (temperature 0), and where 1,920 tokens are too few to name one."""
 EVIDENCE = {"seeded": "seeded", "filtered": "distribution", "unfiltered": "distribution", "greedy": "greedy"}
 
 
@@ -161,12 +162,13 @@ def test_honest_and_invisible_providers_are_not_divergent(request: pytest.Fixtur
     assert finding.diagnosis.code == "none"
 
 
-@pytest.mark.parametrize(("mode", "name", "code"), DIVERGENT)
+@pytest.mark.parametrize(("mode", "name", "codes"), DIVERGENT)
 def test_visible_deviations_are_divergent_under_their_cause(
-    request: pytest.FixtureRequest, mode: str, name: str, code: str
+    request: pytest.FixtureRequest, mode: str, name: str, codes: tuple[str, ...]
 ) -> None:
     finding = request.getfixturevalue(mode).audit(name)
-    assert (finding.mode, finding.verdict, finding.diagnosis.code) == (EVIDENCE[mode], Verdict.DIVERGENT, code)
+    assert (finding.mode, finding.verdict) == (EVIDENCE[mode], Verdict.DIVERGENT)
+    assert finding.diagnosis.code in codes
 
 
 def test_errors_at_temperature_zero_may_be_draws(greedy: Mode) -> None:
