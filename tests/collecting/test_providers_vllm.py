@@ -189,13 +189,14 @@ def test_seeds_that_are_ignored(buy: Any, reference: Reference, calibration: Cal
 def test_one_request_in_five_goes_to_another_model(
     ports: dict[str, int], reference: Reference, calibration: Calibration
 ) -> None:
-    """No single cause explains it, but the requests that went there have the largest scores of all."""
+    """The requests that went there have the largest scores of all."""
     wanted = requests(reference, "routed", code_prompts((*OTHER_NAMES, *MORE_NAMES)))
     elsewhere = {request.sampling.seed: request.id for request in wanted[::5]}
     with Relay(lambda body: ports["other" if body["seed"] in elsewhere else "tb7m"]) as proxy:
         traces = asked(proxy.port, wanted)
     finding = audit(traces, reference, calibration, alpha=0.01, requests=wanted)
-    assert (finding.verdict, finding.diagnosis.code) == (Verdict.DIVERGENT, "unexplained")
+    assert finding.verdict is Verdict.DIVERGENT
+    assert finding.diagnosis.code in ("forward_pass", "unexplained")  # as the table of docs/modes.md has it
     ranked = sorted(finding.results, key=lambda result: -(result.score or 0.0))
     assert {result.id for result in ranked[: len(elsewhere)]} == set(elsewhere.values())
 
