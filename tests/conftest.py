@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("veridifr", deadline=None)  # no timed test: a busy machine is slow at anything
+settings.load_profile("veridifr")
 for _name, _value in {
     "OMP_NUM_THREADS": "1",  # the models are tiny: on a busy machine, threads that wait for each other take far longer
     "HF_HUB_OFFLINE": "1",  # nothing is loaded from a hub
