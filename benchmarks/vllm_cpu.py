@@ -1,7 +1,7 @@
 """vLLM on a CPU as the reference: verification beside the same engine's bare prefill, in turn.
 
 usage: vllm_cpu.py --models DIR --traces DIR    measure, and write benchmarks/results/vllm_cpu.json
-       vllm_cpu.py --check                      recompute its figures
+       vllm_cpu.py --check | --write-docs       recompute its figures; write them into docs/vllm-reference.md
 
 DIR/tb24m is the model, the traces are those of vLLM 0.24 on an H200 (v1 and v2; the paper's setting and unfiltered).
 Bare prefill is the same float32 engine with the same inputs, one output token, no prefix caching and the same caps.
@@ -25,6 +25,8 @@ import _results
 from _vllm_engine import bare, engine, environment, inputs_of, ratio, verified
 
 RESULT = _results.RESULTS / "vllm_cpu.json"
+DOC = Path(__file__).resolve().parents[1] / "docs" / "vllm-reference.md"
+MARKS = ("<!-- vllm-cpu: written by benchmarks/vllm_cpu.py --write-docs -->\n", "<!-- /vllm-cpu -->")
 CASES = {"paper": ("v1.paper", "v2.paper"), "unfiltered": ("v1.plain", "v2.plain")}
 
 
@@ -43,6 +45,19 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
             for runner in ("v1", "v2")
         },
     }
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The table of docs/vllm-reference.md."""
+    rows = ["| what | paper setting | unfiltered |", "|---|---|---|"]
+    times, speeds = found["time_over_prefill"], found["verify_over_prefill_95"]
+    cells = [f"{times[case]:.2f} ({1 / speeds[case][1]:.2f} to {1 / speeds[case][0]:.2f})" for case in CASES]
+    rows.append(f"| time to replay and score over that of bare prefill (95 %) | {cells[0]} | {cells[1]} |")
+    rows.append(
+        "| bare prefill, tokens/s | " + " | ".join(f"{found['prefill_tokens_per_s'][c]:,.0f}" for c in CASES) + " |"
+    )
+    matched = found["exact_match"]
+    return "\n".join([*rows, "", f"Matching tokens: {matched['v1']:.2%} (V1), {matched['v2']:.2%} (V2).", ""])
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -89,9 +104,12 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=8, help="of each file")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--write-docs", action="store_true")
     args = parser.parse_args()
-    if args.check:
+    if args.check or args.write_docs:
         wrong = _results.check(RESULT, figures)
+        found = figures(_results.read(RESULT)["raw"])
+        wrong += _results.documented(DOC, *MARKS, table(found), write=args.write_docs)
         print("\n".join(wrong) or "vllm_cpu: figures follow from the raw results")
         return 1 if wrong else 0
     if not (args.models and args.traces):
