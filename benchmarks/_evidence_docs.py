@@ -10,7 +10,7 @@ END = "<!-- end of evidence -->"
 SOURCES = {
     "h200": "vLLM 0.24 on an H200, tb24m (24 M parameters), 300 tokens a sequence",
     "cpu": "vLLM 0.32 and transformers on a CPU, tb7m (7 M parameters), 100 tokens a sequence",
-    "small": "the reduced table of `make experiments-small`",
+    "small": "The reduced table of `make experiments-small`",
 }
 MARKS = {"ahead": "▲", "tied": "=", "behind": "▼"}
 KINDS = {"tokens": "tokens alone", "activations": "activations (16 coordinates of 2 bits, 4 bytes a token)"}
@@ -31,7 +31,7 @@ def block(raw: Mapping[str, Any]) -> str:
 def _lines(raw: Mapping[str, Any]) -> Iterator[str]:
     rows = raw["rows"]
     for source in sorted({row["source"] for row in rows}, key=list(SOURCES).index):
-        yield f"### {SOURCES[source][0].upper()}{SOURCES[source][1:]}"
+        yield f"### {SOURCES[source]}"
         yield ""
         for kind in KINDS:
             chosen = [row for row in rows if row["source"] == source and row["kind"] == kind]
