@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +10,11 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from trace_engine import environment as environment
+
 PAPER = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 PLAIN = {"temperature": 1.0}
-
-
-def environment(runner: str) -> None:
-    """What has to be set before vLLM is imported."""
-    os.environ.update(
-        VLLM_USE_V2_MODEL_RUNNER="1" if runner == "v2" else "0",
-        VLLM_USE_FLASHINFER_SAMPLER="0",
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",
-        VLLM_NO_USAGE_STATS="1",
-        HF_HUB_OFFLINE="1",
-    )
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
 def engine(model: Path, **options: Any) -> Any:

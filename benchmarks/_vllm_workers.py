@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import numpy as np
 
 from _vllm_engine import PAPER, PLAIN, bare, engine, environment, generated, inputs_of, provider, verified
 from _vllm_judged import emit, peer, verify
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 COMPARED = 64
 

@@ -128,28 +128,29 @@ def _honest(experiment: specs.Experiment, raw: dict[str, Any], arrays: dict[str,
 
 
 def serve(args: argparse.Namespace, experiment: specs.Experiment, model: str, folder: Path) -> None:
-    """Traces of every provider, each from a process of its own."""
+    """Traces of every provider."""
     prompts = folder / "prompts.json"
     if not prompts.exists():
         _worker("prompts", str(args.experiment), model, str(prompts))
-    missing = [one for one in _wanted(args, experiment) if not (folder / f"{one.file}.jsonl.gz").exists()]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = {one.name: pool.submit(_worker, "serve", str(args.experiment), model, str(folder), one.name)
-                for one in missing}  # fmt: skip
-        for name, job in jobs.items():
-            print(f"{model}: {name}: served in {job.result():.0f} s", flush=True)
+    _each("serve", ".jsonl.gz", args, experiment, model, folder)
 
 
 def judge(args: argparse.Namespace, experiment: specs.Experiment, model: str, folder: Path) -> None:
     """Every detector's value of every judged sequence."""
     if not (folder / "fitted.json").exists():
         _worker("fit", str(args.experiment), model, str(folder))
-    missing = [one for one in _wanted(args, experiment) if not (folder / f"{one.file}.scores.npz").exists()]
+    _each("score", ".scores.npz", args, experiment, model, folder)
+
+
+def _each(
+    verb: str, leaves: str, args: argparse.Namespace, experiment: specs.Experiment, model: str, folder: Path
+) -> None:
+    """One step for every provider that lacks the file which it leaves, each in a process of its own."""
+    missing = [one for one in _wanted(args, experiment) if not (folder / f"{one.file}{leaves}").exists()]
     with ThreadPoolExecutor(args.jobs) as pool:
-        jobs = {one.name: pool.submit(_worker, "score", str(args.experiment), model, str(folder), one.name)
-                for one in missing}  # fmt: skip
-        for name, job in jobs.items():
-            print(f"{model}: {name}: scored in {job.result():.0f} s", flush=True)
+        jobs = [pool.submit(_worker, verb, str(args.experiment), model, str(folder), one.name) for one in missing]
+        for one, job in zip(missing, jobs, strict=True):
+            print(f"{model}: {one.name}: {verb} took {job.result():.0f} s", flush=True)
 
 
 def _wanted(args: argparse.Namespace, experiment: specs.Experiment) -> list[specs.Provider]:

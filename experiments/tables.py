@@ -86,8 +86,7 @@ def row(
     """One row of the table; None where there are too few batches. The first name is our detector."""
     if min(len(honest), len(deviating)) < FEWEST:
         return None
-    finite = [np.nan_to_num(part, posinf=1e30) for part in (honest, deviating)]
-    found, drawn = interval(*finite)
+    found, drawn = interval(honest, deviating)
     judged = status(found, drawn, 0, peers_of(names))
     return {
         "deviation": deviation,

@@ -30,19 +30,11 @@ from veridifr.vllm import EXTENSION, enable
 
 WRITING = {"temperature": 1.0, "top_p": 0.98}
 PREPENDED = 12
-_ENVIRONMENT = {
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 
 
 def main(verb: str, experiment: str, model: str, out: str, name: str = "") -> None:
     """See the module's text."""
     found = specs.read(Path(experiment))
-    os.environ.update({key: os.environ.get(key, value) for key, value in _ENVIRONMENT.items()})
     if verb == "prompts":
         _write_prompts(found, found.models[model], Path(out))
     else:
@@ -58,8 +50,9 @@ def seeds_of(experiment: specs.Experiment, provider: specs.Provider, count: int)
 
 def start(model: Path, provider: specs.Provider, longest: int) -> Any:
     """An engine as `provider` runs it."""
-    if provider.runner is not None:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(provider.runner == "v2"))
+    from trace_engine import environment  # of tools/, which `weights` put on the path
+
+    environment(provider.runner or "v1")
     if provider.tensor_parallel > 1:  # each rank is a process
         os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(["0"] * provider.tensor_parallel)

@@ -59,7 +59,8 @@ class Condition:
         }
 
 
-def _environment(runner: str) -> None:
+def environment(runner: str) -> None:
+    """Set what vLLM reads when it is imported: the model runner (v1 or v2), and everything in this process."""
     os.environ.update(
         VLLM_USE_V2_MODEL_RUNNER="1" if runner == "v2" else "0",
         VLLM_USE_FLASHINFER_SAMPLER="0",
@@ -84,7 +85,7 @@ class Engine:
 
     def __init__(self, condition: Condition, *, longest: int, max_tokens: int, max_num_seqs: int) -> None:
         """Start the engine for prompts of up to `longest` tokens; `RuntimeError` where it runs something else."""
-        _environment(condition.runner)
+        environment(condition.runner)
         gpu = _on_gpu()
         if not gpu and (condition.weights == "fp8" or condition.kv_cache != "auto"):
             raise RuntimeError("fp8 weights (per tensor) and an fp8 KV cache need a GPU; fp8_per_channel runs on a CPU")

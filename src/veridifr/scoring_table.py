@@ -16,18 +16,13 @@ from veridifr.evidence import Evidence, claimed_index
 from veridifr.filters import filters_on, membership
 from veridifr.processors import needs_processing, process
 from veridifr.rng import compiled
+from veridifr.rng.exponentials import C1, C2, C3, C4, C5, C6, HALF, LEAST, LOG2E, ONE, scratch
 from veridifr.scores import Floats, Hypothesis
 from veridifr.trace import Trace
 
 Indices = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
-_ONE, _HALF = np.float32(1.0), np.float32(0.5)
-_LOG2E = np.float32(1.4426950408889634)
-_LEAST = np.float32(-126.0)
-# 2^r for |r| <= 1/2 to 2e-7 of it: the first terms of exp(r log 2).
-_C1, _C2, _C3 = np.float32(0.6931471805599453), np.float32(0.2402265069591007), np.float32(0.0555041086648216)
-_C4, _C5, _C6 = np.float32(0.0096181291076285), np.float32(0.0013333558146428), np.float32(0.0001540353039338)
 _SMALL = 10.0
 """Terms below exp(-10) of the largest need no float64 in a sum: that of all of them is at most a few per cent."""
 
@@ -113,7 +108,7 @@ def _log_total(evidence: Evidence, temperature: float) -> Floats:
     else:
         listed_T = np.empty(len(top_T))
         longest = int(np.diff(offsets_T1).max(initial=0))
-        fast(logits_N, offsets_T1, top_T, np.float32(1.0 / temperature), temperature, listed_T, _scratch(longest))
+        fast(logits_N, offsets_T1, top_T, np.float32(1.0 / temperature), temperature, listed_T, scratch(longest))
     exact = evidence.race is not None and evidence.race.temperature == temperature  # elsewhere the tail is a bound
     tail_T = np.minimum(evidence.tail_at(temperature), 1.0 - 1e-9 if exact else 0.5)
     total: Floats = top_T.astype(np.float64) / temperature + np.log(listed_T) - np.log1p(-tail_T)
@@ -138,22 +133,16 @@ def _listed(logits_N: Logits, offsets_T1: Indices, top_T: Logits, temperature: f
     return np.asarray(listed_T)
 
 
-def _scratch(longest: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Room for one row's terms: 2^r, and the bits of 2^n as an integer and as the float32 that they are."""
-    bits = np.empty(longest, dtype=np.int32)
-    return np.empty(longest, dtype=np.float32), bits, bits.view(np.float32)
-
-
 def _sum(logits_N: Any, offsets_T1: Any, top_T: Any, by: Any, heat: Any, listed_T: Any, scratch: Any) -> None:
     """`_listed`, compiled: float32 terms as 2^n 2^r, |r| <= 1/2, to 3e-7 of each; large ones in float64."""
     share_V, bits_V, power_V = scratch
     for row in range(len(top_T)):
         x_V, top = logits_N[offsets_T1[row] : offsets_T1[row + 1]], top_T[row]
         for i in range(len(x_V)):
-            a = max((x_V[i] - top) * by * _LOG2E, _LEAST)
-            n = np.int32(a - _HALF)  # the nearest integer, as a is not above 0
+            a = max((x_V[i] - top) * by * LOG2E, LEAST)
+            n = np.int32(a - HALF)  # the nearest integer, as a is not above 0
             r = a - np.float32(n)
-            share_V[i] = _ONE + r * (_C1 + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
+            share_V[i] = ONE + r * (C1 + r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * C6)))))
             bits_V[i] = (n + np.int32(127)) << np.int32(23)
         small, least = np.float32(0.0), top - np.float32(_SMALL * heat)
         for i in range(len(x_V)):

@@ -18,6 +18,7 @@ from veridifr.contracts.common import by_row
 from veridifr.contracts.registry import CONTRACTS
 from veridifr.errors import EvidenceError
 from veridifr.evidence import claimed_index
+from veridifr.rng.exponentials import scratch
 from veridifr.scores import Hypothesis
 from veridifr.scoring_table import above, largest_by_row, table_of
 
@@ -96,7 +97,7 @@ def test_sums_over_rows(heat: float) -> None:
     exact = [np.exp((row.astype(float) - row.max()) / heat).sum() for row in np.split(logits, offsets[1:-1])]
     np.testing.assert_allclose(scoring_table._listed(logits, offsets, top, heat), exact, rtol=1e-7)
     found = np.empty(len(top))
-    scoring_table._sum(logits, offsets, top, *heats, found, scoring_table._scratch(900))
+    scoring_table._sum(logits, offsets, top, *heats, found, scratch(900))
     np.testing.assert_allclose(found, exact, rtol=1e-7)
 
 
@@ -104,13 +105,14 @@ COMPILED = """
 import numpy as np
 from veridifr import scoring_table
 from veridifr.rng import compiled
+from veridifr.rng.exponentials import scratch
 
 compiled.enable()
 logits, offsets = np.random.default_rng(0).normal(size=2000).astype(np.float32) * 6, np.array([0, 900, 2000])
 top = np.maximum.reduceat(logits, offsets[:-1])
 fast, found = compiled.function(scoring_table._sum, reassociate=True), np.empty(2)
 assert fast is not None, "numba is part of the tests' environment"
-fast(logits, offsets, top, np.float32(1 / 0.7), 0.7, found, scoring_table._scratch(1100))
+fast(logits, offsets, top, np.float32(1 / 0.7), 0.7, found, scratch(1100))
 np.testing.assert_allclose(found, scoring_table._listed(logits, offsets, top, 0.7), rtol=1e-7)
 """
 

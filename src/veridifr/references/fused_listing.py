@@ -18,6 +18,7 @@ import numpy.typing as npt
 from veridifr.evidence import CANDIDATE_BYTES, HOT
 from veridifr.references.listing import Listing, allowed_tail
 from veridifr.rng import compiled
+from veridifr.rng.exponentials import C1, C2, C3, C4, C5, C6, HALF, LEAST, LOG2E, ONE, scratch
 from veridifr.trace import Sampling
 
 _THREADS = 8
@@ -25,12 +26,6 @@ _BOLD = 8.0
 """The lowest threshold tried, in units of allowed / V, which itself cannot leave out too much; 64 is the highest."""
 _ROUNDING = 1e-4
 """More than float32 sums over a row are off, relatively."""
-_ONE, _HALF = np.float32(1.0), np.float32(0.5)
-_LOG2E = np.float32(1.4426950408889634)
-_LEAST = np.float32(-126.0)
-# 2^r for |r| <= 1/2 to 2e-7 of it: the first terms of exp(r log 2).
-_C1, _C2, _C3 = np.float32(0.6931471805599453), np.float32(0.2402265069591007), np.float32(0.0555041086648216)
-_C4, _C5, _C6 = np.float32(0.0096181291076285), np.float32(0.0013333558146428), np.float32(0.0001540353039338)
 
 
 def applies(sampling: Sampling) -> bool:
@@ -64,7 +59,7 @@ def list_tail(
         part = slice(first, last)
         measure(
             logits_RV[part], claimed_R[part], heat, allowed, short,
-            (lse_R[part], tail_R[part], floor_R[part], top_R[part], counts_R[part], rank_R[part]), _scratch(vocab),
+            (lse_R[part], tail_R[part], floor_R[part], top_R[part], counts_R[part], rank_R[part]), scratch(vocab),
         )  # fmt: skip
 
     _side_by_side(measured, rows, threads)
@@ -76,7 +71,7 @@ def list_tail(
         gather(
             logits_RV[part], claimed_R[part], np.float32(HOT) * heat,
             (floor_R[part], top_R[part], counts_R[part], ends_R[part]), (ids_N, logits_N), hot_tail_R[part],
-            _scratch(vocab),
+            scratch(vocab),
         )  # fmt: skip
 
     _side_by_side(gathered, rows, threads)
@@ -104,12 +99,6 @@ def _side_by_side(part: Callable[[int, int], None], rows: int, threads: int) -> 
         list(pool.map(lambda edge: part(*edge), pairwise(edges)))
 
 
-def _scratch(vocab: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Room for the exponentials of a row: their fractions, and their powers of two as bits and as numbers."""
-    bits_V = np.empty(vocab, dtype=np.int32)
-    return np.empty(vocab, dtype=np.float32), bits_V, bits_V.view(np.float32)
-
-
 def _kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
     measure, gather = compiled.function(_measure, reassociate=True), compiled.function(_gather, reassociate=True)
     return (measure, gather) if measure is not None and gather is not None else None
@@ -127,12 +116,12 @@ def _measure(x_RV: Any, claimed_R: Any, heat: Any, allowed: Any, short: int, out
             top = max(top, x_V[i])
         total = np.float32(0.0)
         for hot in range(1 if heat == 1.0 else 2):
-            by = _LOG2E if hot == 0 else _LOG2E / heat
+            by = LOG2E if hot == 0 else LOG2E / heat
             for i in range(vocab):
-                a = max((x_V[i] - top) * by, _LEAST)
-                n = np.int32(a - _HALF)  # the nearest integer, as a is not above 0
+                a = max((x_V[i] - top) * by, LEAST)
+                n = np.int32(a - HALF)  # the nearest integer, as a is not above 0
                 r = a - np.float32(n)
-                share_V[i] = _ONE + r * (_C1 + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
+                share_V[i] = ONE + r * (C1 + r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * C6)))))
                 bits_V[i] = (n + np.int32(127)) << np.int32(23)
             total = np.float32(0.0)
             for i in range(vocab):
@@ -160,7 +149,7 @@ def _measure(x_RV: Any, claimed_R: Any, heat: Any, allowed: Any, short: int, out
             for i in range(vocab):
                 low = min(low, x_V[i])
             for _ in range(24):  # the `short` largest, and an eighth more at most where that can be had
-                middle = _HALF * (low + high)
+                middle = HALF * (low + high)
                 count = 0
                 for i in range(vocab):
                     count += 1 if x_V[i] >= middle else 0
@@ -198,13 +187,13 @@ def _gather(x_RV: Any, claimed_R: Any, heat: Any, rows: Any, out: Any, hot_tail_
             if x_V[i] >= least or i == claimed:
                 ids_N[n], logits_N[n] = i, x_V[i]
                 n += 1
-        by = _LOG2E / heat
+        by = LOG2E / heat
         top = top_R[row]
         for i in range(n - start):
-            a = max((logits_N[start + i] - top) * by, _LEAST)
-            whole = np.int32(a - _HALF)
+            a = max((logits_N[start + i] - top) * by, LEAST)
+            whole = np.int32(a - HALF)
             r = a - np.float32(whole)
-            share_V[i] = _ONE + r * (_C1 + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
+            share_V[i] = ONE + r * (C1 + r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * C6)))))
             bits_V[i] = (whole + np.int32(127)) << np.int32(23)
         part = np.float32(0.0)
         for i in range(n - start):
