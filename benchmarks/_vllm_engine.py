@@ -76,7 +76,7 @@ def verified(reference: Any, traces: list[Any]) -> tuple[float, dict[str, Any]]:
 
     by_id = {trace.id: trace for trace in traces}
     begun = time.perf_counter()
-    scores = {one.trace_id: score_claim(by_id[one.trace_id], one) for one in reference.evidence(traces)}
+    scores = dict(reference.map(traces, lambda one: (one.trace_id, score_claim(by_id[one.trace_id], one))))
     return time.perf_counter() - begun, scores
 
 

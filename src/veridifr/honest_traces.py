@@ -96,18 +96,22 @@ def score_stack(
         raise CalibrationError(f"calibration: {stack.name}: {error}") from error
     planned, _ = plan(stack.traces, None, head.engine, reference.eos_ids, reference.decode)
     found, sent = [], {trace.id: trace for trace in stack.traces}
-    for item, evidence in replayer.run(planned, label=f"replay {stack.name}"):
-        if evidence is None or item.trace is None:
-            raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {item.reason}")
-        claim = Hypothesis(contract=inference.contract, sampling=item.trace.sampling, seed=item.trace.sampling.seed)
+
+    def scored(trace: Trace, evidence: Evidence) -> tuple[Scores, Measured | None]:
+        where = f"calibration: {stack.name}: sequence {trace.id!r}"
+        claim = Hypothesis(contract=inference.contract, sampling=trace.sampling, seed=trace.sampling.seed)
         try:
-            scores = score(item.trace, evidence, claim, eos_ids=reference.eos_ids)
+            scores = score(trace, evidence, claim, eos_ids=reference.eos_ids)
         except UnsupportedError as error:
-            raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {error}") from error
+            raise CalibrationError(f"{where}: {error}") from error
         if not scores.usable_T.any():
-            raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {ALL_BOUNDS}")
-        measured = measure_honest(sent[item.id], evidence, spec, f"calibration: {stack.name}: sequence {item.id!r}")
-        found.append(HonestScored(planned=item, scores=scores, measured=measured))
+            raise CalibrationError(f"{where}: {ALL_BOUNDS}")
+        return scores, measure_honest(sent[trace.id], evidence, spec, where)
+
+    for item, made in replayer.map(planned, scored, label=f"replay {stack.name}"):
+        if made is None:
+            raise CalibrationError(f"calibration: {stack.name}: sequence {item.id!r}: {item.reason}")
+        found.append(HonestScored(planned=item, scores=made[0], measured=made[1]))
     return inference.contract.id, found
 
 

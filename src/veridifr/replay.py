@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -16,6 +17,8 @@ from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.references import Reference
 from veridifr.requests import Planned
 from veridifr.trace import Trace
+
+_T = TypeVar("_T")
 
 _BAR_DELAY = 2.0
 """Seconds before a progress bar shows."""
@@ -47,6 +50,12 @@ class Replayer:
 
     def run(self, planned: Sequence[Planned], *, label: str) -> Iterator[tuple[Planned, Evidence | None]]:
         """Each planned sequence once, with its evidence; None where it has none, the reason then being set."""
+        return self.map(planned, lambda _, evidence: evidence, label=label)
+
+    def map(
+        self, planned: Sequence[Planned], work: Callable[[Trace, Evidence], _T], *, label: str
+    ) -> Iterator[tuple[Planned, _T | None]]:
+        """As `run`, with what `work` makes of each trace and its evidence; see `Reference.map`."""
         ready: list[Planned] = []
         for item in planned:
             why = item.reason
@@ -57,16 +66,18 @@ class Replayer:
             else:
                 ready.append(item)
         with tqdm(total=len(ready), desc=label, unit="seq", delay=_BAR_DELAY, disable=self.quiet or None) as bar:
-            for item, evidence in self._evidence(ready):
+            for item, made in self._worked(ready, work):
                 bar.update()
-                yield item, evidence
+                yield item, made
 
-    def _evidence(self, ready: Sequence[Planned]) -> Iterator[tuple[Planned, Evidence]]:
+    def _worked(
+        self, ready: Sequence[Planned], work: Callable[[Trace, Evidence], _T]
+    ) -> Iterator[tuple[Planned, _T]]:
         by_trace: dict[int, Planned] = {id(item.trace): item for item in ready}
         traces = [item.trace for item in ready if item.trace is not None]
         if self.spool is None:
-            for trace, evidence in _matched(traces, self.reference.evidence(traces)):
-                yield by_trace[id(trace)], evidence
+            for trace, _, made in self._replayed(traces, work):
+                yield by_trace[id(trace)], made
             return
         writer = EvidenceWriter(self.spool, header_of(self.reference))
         try:
@@ -78,18 +89,23 @@ class Replayer:
                 if found is None or found.temperature != listing_temperature(trace.sampling):
                     rest.append(trace)
                 else:
-                    yield by_trace[id(trace)], replace(found, trace_id=trace.id)
-            for trace, evidence in _matched(rest, self.reference.evidence(rest)):
+                    yield by_trace[id(trace)], work(trace, replace(found, trace_id=trace.id))
+            for trace, evidence, made in self._replayed(rest, work):
                 writer.append(evidence)
-                yield by_trace[id(trace)], evidence
+                yield by_trace[id(trace)], made
         finally:
             writer.close()
 
+    def _replayed(
+        self, traces: Sequence[Trace], work: Callable[[Trace, Evidence], _T]
+    ) -> Iterator[tuple[Trace, Evidence, _T]]:
+        by_id = {trace.id: trace for trace in traces}
 
-def _matched(traces: Sequence[Trace], found: Iterator[Evidence]) -> Iterator[tuple[Trace, Evidence]]:
-    by_id = {trace.id: trace for trace in traces}
-    for evidence in found:
-        yield by_id[evidence.trace_id], evidence
+        def worked(evidence: Evidence) -> tuple[Trace, Evidence, _T]:
+            trace = by_id[evidence.trace_id]
+            return trace, evidence, work(trace, evidence)
+
+        return self.reference.map(traces, worked)
 
 
 def _refused(item: Planned, why: str) -> Planned:

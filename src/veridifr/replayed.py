@@ -27,16 +27,18 @@ def score_all(
     """Scored sequences in the order planned, and the reason for each one that is not."""
     order = {item.id: place for place, item in enumerate(planned)}
     items, left_out = [], {}
-    for item, evidence in replayer.run(planned, label="replay"):
-        if item.trace is None or evidence is None:
-            left_out[item.id] = item.reason or "no evidence"
-            continue
+
+    def scored(trace: Trace, evidence: Evidence) -> ScoredSequence | str:
         try:
-            scored = _score_one(item.trace, evidence, contract, reference)
+            return _score_one(trace, evidence, contract, reference)
         except UnsupportedError as error:
-            left_out[item.id] = str(error)
-            continue
-        items.append(ScoredItem(planned=item, scored=scored))
+            return str(error)
+
+    for item, made in replayer.map(planned, scored, label="replay"):
+        if isinstance(made, ScoredSequence):
+            items.append(ScoredItem(planned=item, scored=made))
+        else:
+            left_out[item.id] = made or item.reason or "no evidence"
     items.sort(key=lambda found: order[found.planned.id])
     return items, left_out
 

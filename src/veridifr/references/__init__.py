@@ -8,14 +8,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from veridifr.errors import ReferenceError
 from veridifr.evidence import LIST_BYTES, TAIL_MASS, Evidence
 from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.trace import Trace
+
+_T = TypeVar("_T")
 
 TOP_LOGPROBS = 20
 """Default number of tokens that a server lists: the most that vLLM allows unless it is told otherwise."""
@@ -59,6 +62,12 @@ class Reference(ABC):
     @abstractmethod
     def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
         """Evidence for each trace, in any order, as soon as it is known. Only for traces that `refuse` lets pass."""
+
+    def map(self, traces: Sequence[Trace], work: Callable[[Evidence], _T]) -> Iterator[_T]:
+        """What `work` makes of the evidence of each trace. The same as calling it on what `evidence` gives, but an
+        engine on a GPU calls it while the device computes, so that the device need not wait; the last calls may be on
+        several threads at a time."""
+        return map(work, self.evidence(traces))
 
     @abstractmethod
     def refuse(self, trace: Trace) -> str | None:

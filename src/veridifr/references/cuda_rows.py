@@ -162,11 +162,12 @@ def _launch(
             claimed_R, found["near_ids"], found["near_logits"], found["near"],
             TRITON_UNIFORM=noise.triton, ROOM=RACE_ROOM, LANES=_LANES, num_warps=8,
         )  # fmt: skip
-    made: dict[str, Any] = {name: _to_host(values) for name, values in found.items()}
+    made: dict[str, Any] = {name: to_host(values) for name, values in found.items()}
     return made | {"vocab": vocab}
 
 
-def _to_host(values: torch.Tensor) -> torch.Tensor:
+def to_host(values: torch.Tensor) -> torch.Tensor:
+    """A copy on the host: there once an event that the stream records after it is done."""
     if values.device.type == "cpu":
         return values
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

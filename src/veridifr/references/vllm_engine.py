@@ -10,10 +10,11 @@ from __future__ import annotations
 import copy
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,11 @@ from veridifr.trace import Trace
 
 _BATCH_TOKENS = 8192
 _SEQUENCES = 256
+_THREADS = 8
+_KEPT = 64
+"""Traces that may wait to be worked on; of each, a megabyte or so for 500 tokens."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(eq=False)
@@ -49,6 +55,43 @@ class _Replay:
     def ready(self) -> bool:
         """Whether the device is done with every part."""
         return all(isinstance(part, list) or part.ready() for part in self.parts)
+
+
+class _Backlog(Generic[_T]):
+    """Traces whose rows are all listed, or being listed, and what `finish` made of them.
+
+    Between two steps the device waits for the host, within one the host for the device. So the work on the traces of
+    one step is done within the next.
+    """
+
+    def __init__(self, finish: Callable[[_Replay], _T], *, most: int) -> None:
+        self._finish = finish
+        self._most = most
+        self._waiting: deque[_Replay] = deque()
+        self._made: deque[_T] = deque()
+
+    def add(self, replay: _Replay) -> None:
+        """A trace of which nothing more will come."""
+        self._waiting.append(replay)
+
+    def work_until(self, stop: Callable[[], bool]) -> None:
+        """Finish traces that are ready until `stop` says that the device has nothing more to do."""
+        while self._waiting and self._waiting[0].ready() and not stop():
+            self._made.append(self._finish(self._waiting.popleft()))
+
+    def made(self) -> Iterator[_T]:
+        """What is finished, and the oldest of those waiting where they are more than `most`."""
+        while self._made:
+            yield self._made.popleft()
+        while len(self._waiting) > self._most:
+            yield self._finish(self._waiting.popleft())
+
+    def rest(self) -> Iterator[_T]:
+        """Everything, the last ones on several threads: nothing is left that the device could do meanwhile."""
+        yield from self.made()
+        if self._waiting:
+            with ThreadPoolExecutor(min(len(self._waiting), _THREADS)) as pool:
+                yield from pool.map(self._finish, self._waiting)
 
 
 class VllmReference(TokenizingReference):
@@ -142,19 +185,29 @@ class VllmReference(TokenizingReference):
         return found
 
     def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:
-        """See `Reference.evidence`. The engine batches; what one step lists is fetched while the next one runs."""
+        """See `Reference.evidence`. The engine batches."""
+        return self.map(traces, lambda evidence: evidence)
+
+    def map(self, traces: Sequence[Trace], work: Callable[[Evidence], _T]) -> Iterator[_T]:
+        """See `Reference.map`. What one step lists is fetched, and worked on, while the device is at the next one."""
         sampling = require("vllm", "vllm").SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         waiting: dict[str, _Replay] = {}
-        done: deque[_Replay] = deque()
+        cuda = self._device.type == "cuda"
+        backlog = _Backlog(lambda replay: work(self._finished(replay)), most=_KEPT if cuda else 0)
         failed: list[Exception] = []
 
-        def take(part: Part) -> None:  # an error here must not leave the engine in the middle of a step
-            replay = waiting.get(part.request_id)
+        def take(parts: list[Part]) -> None:  # an error here must not leave the engine in the middle of a step
             try:
-                if replay is not None and not failed and self._take(replay, part):
-                    done.append(waiting.pop(part.request_id))
-            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, VeridifrError) as error:
-                failed.append(error)  # raised as soon as the step is over
+                for part in [] if failed else parts:
+                    replay = waiting.get(part.request_id)
+                    if replay is not None and self._take(replay, part):
+                        backlog.add(waiting.pop(part.request_id))
+                if cuda and not failed:
+                    launched = torch.cuda.Event()
+                    launched.record()
+                    backlog.work_until(launched.query)
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is raised as soon as the step is over)
+                failed.append(error)
 
         with vllm_steps.listening(self._runner, take):
             try:
@@ -164,12 +217,10 @@ class VllmReference(TokenizingReference):
                     waiting[name] = _Replay(trace, self._kernels(trace))
                 while self._engine.has_unfinished_requests():
                     self._engine.step()
+                    yield from backlog.made()
                     if failed:
                         raise failed[0]
-                    while done and done[0].ready():  # the others are of a step that the device is still at
-                        yield self._finished(done.popleft())
-                while done:
-                    yield self._finished(done.popleft())
+                yield from backlog.rest()
             finally:
                 if waiting:
                     self._engine.abort_request(list(waiting))
@@ -187,13 +238,14 @@ class VllmReference(TokenizingReference):
         rows = min(part.end - part.start - skip, len(trace.output_token_ids) - replay.rows)
         if rows > 0:
             hidden_RD = part.hidden_ND[part.start + skip : part.start + skip + rows]
+            if self._projector is not None and self._spec is not None:  # first: parts that are ready vouch for it
+                chosen = range(-replay.rows % self._spec.every, rows, self._spec.every)
+                projected = self._projector.project(hidden_RD[chosen.start :: chosen.step])
+                replay.projections.append(cuda_rows.to_host(projected))
             if replay.kernels is not None:
                 replay.parts.append(replay.kernels.start(self._head, hidden_RD, replay.rows))
             else:
                 replay.parts.append(list(self._rows.listings(trace, hidden_RD, replay.rows)))
-            if self._projector is not None and self._spec is not None:
-                chosen = range(-replay.rows % self._spec.every, rows, self._spec.every)
-                replay.projections.append(self._projector.project(hidden_RD[chosen.start :: chosen.step]))
             replay.rows += rows
         return replay.rows == len(trace.output_token_ids)
 
@@ -212,7 +264,7 @@ class VllmReference(TokenizingReference):
         race = None if replay.kernels is None else replay.kernels.race(np.concatenate(open_O))
         projections = None
         if self._spec is not None:
-            projections = torch.cat(replay.projections)[None].cpu().numpy()
+            projections = torch.cat(replay.projections)[None].numpy()
         return replace(found, race=race, projections_AFK=projections)
 
 

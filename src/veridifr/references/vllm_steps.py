@@ -31,8 +31,9 @@ class Part:
 
 
 @contextmanager
-def listening(runner: Any, take: Callable[[Part], None]) -> Iterator[None]:
-    """Call `take` with every part of every step that the runner makes meanwhile."""
+def listening(runner: Any, take: Callable[[list[Part]], None]) -> Iterator[None]:
+    """Call `take` with the parts of every step that the runner makes meanwhile. On a GPU the step is then under way:
+    its kernels are launched, and the host would only wait for them."""
     module = type(runner).__module__
     if module in _V1:
         name, hook = "sample_tokens", _before_v1
@@ -43,8 +44,7 @@ def listening(runner: Any, take: Callable[[Part], None]) -> Iterator[None]:
     original = getattr(runner, name)
 
     def wrapped(*args: Any, **fields: Any) -> Any:
-        for part in hook(runner, args):
-            take(part)
+        take(list(hook(runner, args)))
         return original(*args, **fields)
 
     setattr(runner, name, wrapped)

@@ -68,17 +68,20 @@ class Recorder:
         for request in new_requests:
             self._store.admit(request)
 
-    def record(
-        self, hidden_RD: Any, request_ids: list[str], indices: Int64, tokens: Any, seeds: Int64 | None = None
-    ) -> None:
-        """One step: the hidden states of its rows, the output index of each (-1: its token is discarded), the tokens
-        as a device tensor or as lists, and the seeds where the engine drew or keeps one for each row."""
-        on_host = tokens if isinstance(tokens, list) else None
-        step = Step(request_ids=request_ids, indices=indices, tokens=on_host, seeds=seeds)
-        self._staging.add(step, hidden_RD, None if on_host is not None else tokens)
+    def project(self, hidden_RD: Any) -> None:
+        """The hidden states of a step's rows, before it samples: the device is still at the forward pass then, so that
+        what this launches and sorts costs the host's time only."""
+        self._staging.project(hidden_RD)
         if self._staging.waiting:
             for rows in self._staging.ready():
                 self._store.add(rows)
+
+    def record(self, request_ids: list[str], indices: Int64, tokens: Any, seeds: Int64 | None = None) -> None:
+        """What the step sampled for the rows projected last: the output index of each (-1: its token is discarded), the
+        tokens as a device tensor or as lists, and the seeds where the engine drew or keeps one for each row."""
+        on_host = tokens if isinstance(tokens, list) else None
+        step = Step(request_ids=request_ids, indices=indices, tokens=on_host, seeds=seeds)
+        self._staging.add(step, None if on_host is not None else tokens)
 
     def take(self, requests: object, *, remove: bool) -> list[dict[str, Any]]:
         """What was captured of requests, given as [id, child or None, output tokens]: one answer each, in order.

@@ -67,8 +67,8 @@ class RunnerV1:
         del self._runner.sample_tokens
 
 
-def _before(runner: Any, recorder: Recorder) -> tuple[Any, list[str], Any] | None:
-    """Hidden states, request ids and output indices of a step about to sample; None if it has none."""
+def _before(runner: Any, recorder: Recorder) -> tuple[list[str], Any] | None:
+    """Request ids and output indices of a step about to sample; None if it samples nothing."""
     state = runner.execute_model_state
     if state is None:
         return None
@@ -78,16 +78,16 @@ def _before(runner: Any, recorder: Recorder) -> tuple[Any, list[str], Any] | Non
     hidden_RD = state.sample_hidden_states
     if state.spec_decode_metadata is not None or hidden_RD.shape[0] != rows:
         raise ValueError(f"{hidden_RD.shape[0]} sampled rows for {rows} requests")
+    recorder.project(hidden_RD)
     counted = batch.num_tokens_no_spec[:rows].astype(np.int64) - batch.num_prompt_tokens[:rows]
     indices = np.where(runner.discard_request_mask.np[:rows], -1, counted)
-    return hidden_RD, list(batch.req_ids[:rows]), indices
+    return list(batch.req_ids[:rows]), indices
 
 
-def _after(runner: Any, recorder: Recorder, step: tuple[Any, list[str], Any], output: Any) -> None:
-    hidden_RD, request_ids, indices = step
+def _after(runner: Any, recorder: Recorder, step: tuple[list[str], Any], output: Any) -> None:
     # with asynchronous scheduling the tokens stay on the device, where the next step reads them
     tokens = runner.input_batch.prev_sampled_token_ids if runner.use_async_scheduling else output.sampled_token_ids
-    recorder.record(hidden_RD, request_ids, indices, tokens)
+    recorder.record(*step, tokens)
 
 
 def _defining_module(runner: Any) -> str:

@@ -59,8 +59,10 @@ class RunnerV2:
         runner, sample_before, add_before = self._runner, self._runner.sample, self._runner.add_requests
 
         def sample(hidden_states: Any, input_batch: Any, *args: Any, **fields: Any) -> Any:
+            step = recorder.guard(_before, runner, recorder, hidden_states, input_batch)
             output = sample_before(hidden_states, input_batch, *args, **fields)
-            recorder.guard(_record, runner, recorder, hidden_states, input_batch, output)
+            if step is not None:
+                recorder.guard(_after, recorder, step, output)
             return output
 
         def add_requests(scheduler_output: Any) -> Any:
@@ -74,14 +76,19 @@ class RunnerV2:
         del self._runner.sample, self._runner.add_requests
 
 
-def _record(runner: Any, recorder: Recorder, hidden_states: Any, batch: Any, output: Any) -> None:
+def _before(runner: Any, recorder: Recorder, hidden_states: Any, batch: Any) -> tuple[list[str], Any, Any]:
+    """Request ids, output indices and seeds of a step about to sample."""
     rows = batch.num_reqs
     if batch.num_draft_tokens or batch.logits_indices.shape[0] != rows:
         raise ValueError(f"{batch.logits_indices.shape[0]} sampled rows for {rows} requests")
+    recorder.project(hidden_states[batch.logits_indices])
     slots = batch.idx_mapping_np[:rows]
     computed = batch.num_computed_tokens_np[:rows].astype(np.int64) + batch.num_scheduled_tokens[:rows]
     sampled = computed >= batch.prefill_len_np[:rows]  # else the prompt is not yet prefilled whole
     indices = np.where(sampled, computed - runner.req_states.prompt_len.np[slots], -1)
-    seeds = runner.sampler.sampling_states.seeds.np[slots]
-    tokens = output[0].sampled_token_ids
-    recorder.record(hidden_states[batch.logits_indices], list(batch.req_ids[:rows]), indices, tokens, seeds)
+    return list(batch.req_ids[:rows]), indices, runner.sampler.sampling_states.seeds.np[slots]
+
+
+def _after(recorder: Recorder, step: tuple[list[str], Any, Any], output: Any) -> None:
+    request_ids, indices, seeds = step
+    recorder.record(request_ids, indices, output[0].sampled_token_ids, seeds)

@@ -64,21 +64,28 @@ class Staging:
         self._tokens = self._torch.empty(capacity, dtype=self._torch.int32, device=device)
         self._values = self._torch.empty((capacity, k), dtype=self._torch.float32, device=device)
         self._used = 0
+        self._place = slice(0, 0)
         self._steps: list[Step] = []
         self._segments: deque[_Segment] = deque()
 
-    def add(self, step: Step, hidden_RD: Any, tokens_R: Any) -> None:
-        """A step's hidden states, and its tokens [R] or [R, 1] where they are on the device. Waits for nothing."""
-        rows = len(step.request_ids)
+    def project(self, hidden_RD: Any) -> None:
+        """The hidden states of the next step's rows. Waits for nothing."""
+        rows = len(hidden_RD)
         if rows > self._capacity:
             raise ValueError(f"a step of {rows} requests, more than {self._capacity}")
         if self._used + rows > self._capacity:
             self._copy()
-        place = slice(self._used, self._used + rows)
+        self._place = slice(self._used, self._used + rows)
         if self._projector is not None:
-            self._projector.project_into(hidden_RD, self._values[place])
+            self._projector.project_into(hidden_RD, self._values[self._place])
+
+    def add(self, step: Step, tokens_R: Any) -> None:
+        """The step of the rows projected last, and its tokens [R] or [R, 1] where they are on the device."""
+        rows = len(step.request_ids)
+        if self._place != slice(self._used, self._used + rows):
+            raise ValueError(f"a step of {rows} requests, {self._place} were projected")
         if step.tokens is None:
-            self._tokens[place].copy_(tokens_R.reshape(-1))
+            self._tokens[self._place].copy_(tokens_R.reshape(-1))
         self._steps.append(step)
         self._used += rows
 
