@@ -106,7 +106,7 @@ def verify(args: argparse.Namespace) -> dict[str, Any]:
     from veridifr.traces import read_traces
 
     spec = _spec(args.model)
-    llm = engine(args.model, max_model_len=512, max_num_seqs=128, **_small())
+    llm = engine(args.model, max_model_len=512, max_num_seqs=128, enforce_eager=args.eager, **_small())
     reference: Any = VllmReference.from_llm(llm, args.model, settings=ReferenceSettings()).measuring(spec)
     raw: dict[str, Any] = {"tokens": {}, "matched": {}, "scores": {}}
     measured: dict[str, list[Any]] = {}

@@ -42,7 +42,9 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
 
     from veridifr.references import ReferenceSettings
     from veridifr.references.vllm_engine import VllmReference
+    from veridifr.rng import compiled
 
+    compiled.enable()  # as the command `veridifr audit` does
     begun = time.monotonic()
     llm = engine(args.model, max_model_len=args.prompt + args.output + 16, max_num_seqs=256)
     started = time.monotonic() - begun

@@ -28,7 +28,7 @@ from _vllm_engine import ratio
 
 RESULT = _results.RESULTS / "vllm_h200.json"
 WORKER = Path(__file__).with_name("_vllm_workers.py")
-DECODE = ("1:128", "64:256", "256:256")
+DECODE = ("1:128", "64:128", "256:128")
 DECODED = ("b1", "b64", "b256")
 DOC = Path(__file__).resolve().parents[1] / "docs" / "vllm-reference.md"
 MARKS = ("<!-- vllm: written by benchmarks/vllm_h200.py --write-docs -->\n", "<!-- /vllm -->")
