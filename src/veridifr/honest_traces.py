@@ -10,6 +10,7 @@ from typing import Any
 from veridifr.contracts.registry import infer, without_noise
 from veridifr.contracts.unknown import UNKNOWN
 from veridifr.errors import CalibrationError, UnsupportedError
+from veridifr.evidence import Evidence
 from veridifr.fingerprint_null import Measured, measure_honest
 from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.replay import Replayer

@@ -70,9 +70,7 @@ class Replayer:
                 bar.update()
                 yield item, made
 
-    def _worked(
-        self, ready: Sequence[Planned], work: Callable[[Trace, Evidence], _T]
-    ) -> Iterator[tuple[Planned, _T]]:
+    def _worked(self, ready: Sequence[Planned], work: Callable[[Trace, Evidence], _T]) -> Iterator[tuple[Planned, _T]]:
         by_trace: dict[int, Planned] = {id(item.trace): item for item in ready}
         traces = [item.trace for item in ready if item.trace is not None]
         if self.spool is None:

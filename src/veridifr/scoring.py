@@ -7,7 +7,6 @@ lets them run side by side.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,13 +22,15 @@ from veridifr.evidence import TAIL_MASS, Evidence, Race
 from veridifr.filters import EDGE_WINDOW
 from veridifr.scores import GAP_CAP, NEAR, WINNER_WINDOW, Contenders, Floats, Hypothesis, Scores, Status
 from veridifr.scoring_table import Indices, Logits, Table, above, largest_by_row, table_of
+from veridifr.threads import threads
 from veridifr.trace import Trace
 
 _LIKELY = 6.0
 """Candidates with more than exp(-6) of the probability get their noise in the first pass."""
-_THREADS = min(4, os.cpu_count() or 1)
-_BLOCK = 65_536 if _THREADS < 4 else 16_384
-"""Candidates up to which a block is not worth splitting: a block costs a fraction of a millisecond in calls alone."""
+_THREADS = 4
+_BLOCK, _BLOCK_ALONE = 16_384, 65_536
+"""Candidates up to which a block is not worth splitting, for four threads and for fewer: a block costs a fraction of a
+millisecond in calls alone."""
 
 
 def score_claim(trace: Trace, evidence: Evidence, *, eos_ids: tuple[int, ...] = ()) -> Scores:
@@ -70,17 +71,18 @@ def score(
         table = table_of(trace, _tokens(evidence, first, last), hypothesis, eos_ids, first)
         return _score_perturbed(trace, hypothesis, table, tail_mass)
 
-    edges = _blocks(evidence.offsets_T1)
-    if len(edges) == 2 or _THREADS == 1:
+    count = threads(_THREADS)
+    edges = _blocks(evidence.offsets_T1, _BLOCK_ALONE if count < _THREADS else _BLOCK)
+    if len(edges) == 2 or count == 1:
         return _joined([part(first, last) for first, last in pairwise(edges)])
-    with ThreadPoolExecutor(min(_THREADS, len(edges) - 1)) as pool:
+    with ThreadPoolExecutor(min(count, len(edges) - 1)) as pool:
         return _joined(list(pool.map(part, edges[:-1], edges[1:])))
 
 
-def _blocks(offsets_T1: Indices) -> list[int]:
-    """Tokens at which blocks of one to two times `_BLOCK` candidates begin, and the end: an even number of them."""
+def _blocks(offsets_T1: Indices, size: int) -> list[int]:
+    """Tokens at which blocks of one to two times `size` candidates begin, and the end: an even number of them."""
     tokens, candidates = len(offsets_T1) - 1, int(offsets_T1[-1])
-    count = 1 if candidates <= _BLOCK else 2 * -(-candidates // (4 * _BLOCK))
+    count = 1 if candidates <= size else 2 * -(-candidates // (4 * size))
     inner = np.searchsorted(offsets_T1, np.linspace(0, candidates, count + 1)[1:-1])
     return sorted({0, *inner.tolist(), tokens})
 

@@ -42,7 +42,11 @@ for runner in ("v1", "v2"):
         want = score(trace, lister.evidence(trace, hidden), claim)
         kernels = cuda_rows.KernelLister.of(trace, V)
         assert kernels is not None
-        pairs = kernels.start(head, hidden, 0).finish()
+        spans = [
+            cuda_rows.Span(lister=kernels, start=first + 1, stop=first + 3, first=first) for first in range(0, T, 2)
+        ]
+        made = cuda_rows.start(head, torch.cat([hidden[:1] * 9, hidden]), spans)
+        pairs = [pair for pending in made for pair in pending.finish()]
         race = kernels.race(np.concatenate([rows for _, rows in pairs]))
         assert (race is not None) == (settings == {"temperature": 0.9})
         evidence = replace(evidence_of(trace, V, joined([part for part, _ in pairs], T)), race=race).validate()

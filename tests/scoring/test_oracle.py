@@ -150,9 +150,10 @@ def test_blocks_and_threads_change_nothing(name: str, monkeypatch: pytest.Monkey
     whole = scored(trace, evidence, contract)
     for block, threads in ((300, 1), (300, 3), (1, 2)):
         monkeypatch.setattr(scoring, "_BLOCK", block)
+        monkeypatch.setattr(scoring, "_BLOCK_ALONE", block)
         monkeypatch.setattr(scoring, "_THREADS", threads)
         parts = scored(trace, evidence, contract)
-        assert len(scoring._blocks(evidence.offsets_T1)) > 5
+        assert len(scoring._blocks(evidence.offsets_T1, block)) > 5
         for field in ("status_T", "gap_T", "match_T", "best_T", "rank_T", "logprob_T"):
             np.testing.assert_array_equal(getattr(parts, field), getattr(whole, field), err_msg=field)
         for field in ("rows_M", "scores_M", "edges_M", "claimed_M"):

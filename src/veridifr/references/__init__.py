@@ -65,8 +65,7 @@ class Reference(ABC):
 
     def map(self, traces: Sequence[Trace], work: Callable[[Evidence], _T]) -> Iterator[_T]:
         """What `work` makes of the evidence of each trace. The same as calling it on what `evidence` gives, but an
-        engine on a GPU calls it while the device computes, so that the device need not wait; the last calls may be on
-        several threads at a time."""
+        engine on a GPU calls it on threads of its own while the device computes, several calls at a time."""
         return map(work, self.evidence(traces))
 
     @abstractmethod

@@ -6,7 +6,7 @@ holds the likeliest tokens and those that come near the winner; the evidence say
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ RACE_ROOM = 32
 WINDOW = 1.5
 """Logits below the best perturbed score within which tokens are listed: `scores.NEAR`, and room for float32 noise."""
 _ROWS = 1024
+"""Rows of one launch; with float32 logits of 128,256 tokens 0.5 GB."""
 _LANES, _DEPTH, _BLOCK = 1024, 4, 2048
 
 Head = Callable[[torch.Tensor], torch.Tensor]
@@ -44,6 +45,14 @@ class Draw:
     contract: Contract
     stream: Stream
     temperature: float
+    triton: bool
+    """Whether the contract draws as Triton does: the id is the counter."""
+
+    def philox_rows(self, steps_R: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+        """Keys [R, 2] and counters [R] of output steps."""
+        found = self.contract.philox_rows(self.stream, steps_R)
+        assert found is not None  # noqa: S101 (`_draw_of` asked)
+        return found.keys_R2, found.counters_R
 
 
 def _draw_of(trace: Trace, vocab_size: int) -> Draw | None:
@@ -60,10 +69,11 @@ def _draw_of(trace: Trace, vocab_size: int) -> Draw | None:
         vocab_size=vocab_size,
         engine=trace.engine,
     )
-    if contract.philox_rows(stream, np.zeros(1, dtype=np.int64)) is None:
+    found = contract.philox_rows(stream, np.zeros(1, dtype=np.int64))
+    if found is None:
         return None
     heat = contract.effective_temperature(trace.sampling.temperature)
-    return Draw(contract=contract, stream=stream, temperature=heat)
+    return Draw(contract=contract, stream=stream, temperature=heat, triton=found.triton)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +94,15 @@ class KernelLister:
             return None
         return cls(trace=trace, vocab_size=vocab_size, draw=draw)
 
-    def start(self, head: Head, hidden_RD: torch.Tensor, first: int) -> Pending:
-        """Begin to list the rows whose final hidden states are given; output step `first` is the first of them."""
-        claimed = self.trace.output_token_ids[first : first + len(hidden_RD)]
-        claimed_R = torch.from_numpy(claimed.astype(np.int64)).to(hidden_RD.device, non_blocking=True)
-        heat = listing_temperature(self.trace.sampling)
-        made = []
-        for begin in range(0, len(hidden_RD), _ROWS):
-            logits_RV = head(hidden_RD[begin : begin + _ROWS])
-            steps_R = np.arange(first + begin, first + begin + len(logits_RV), dtype=np.int64)
-            made.append(_launch(logits_RV, claimed_R[begin : begin + len(logits_RV)], heat, self.draw, steps_R))
-        return Pending(made, heat)
+    @property
+    def heat(self) -> float:
+        """The temperature that probabilities are taken at."""
+        return listing_temperature(self.trace.sampling)
+
+    @property
+    def launched_with(self) -> tuple[Any, ...]:
+        """What all rows of one launch have in common."""
+        return (self.heat, *((None, None) if self.draw is None else (self.draw.contract.id, self.draw.temperature)))
 
     def race(self, open_O: npt.NDArray[np.int64]) -> Race | None:
         """What evidence says of a draw made on the device, None if none was."""
@@ -104,31 +112,88 @@ class KernelLister:
         return Race(contract=self.draw.contract.id, seed=seed, temperature=self.draw.temperature, open_O=open_O)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Hidden states `start` to `stop` - 1 of a step, from which output steps `first` and following of a trace are
+    drawn."""
+
+    lister: KernelLister
+    start: int
+    stop: int
+    first: int
+
+
 class Pending:
-    """Consecutive rows that are being listed. `finish` waits for them."""
+    """Consecutive rows of one trace that are being listed. `finish` waits for them."""
 
-    def __init__(self, made: list[dict[str, Any]], heat: float) -> None:
-        self._made = made
+    def __init__(self, heat: float) -> None:
         self._heat = heat
-        self._done = torch.cuda.Event() if torch.cuda.is_available() else None
-        if self._done is not None:
-            self._done.record()
+        self._parts: list[tuple[dict[str, Any], slice]] = []
+        self.done: torch.cuda.Event | None = None
+        """Recorded after the last copy; None on a CPU, where nothing has to be waited for."""
 
-    def ready(self) -> bool:
-        """Whether `finish` would not have to wait."""
-        return self._done is None or bool(self._done.query())
+    def add(self, made: dict[str, Any], rows: slice) -> None:
+        """The next rows: some of those of one launch."""
+        self._parts.append((made, rows))
 
     def finish(self) -> list[tuple[Listing, npt.NDArray[np.int64]]]:
         """Consecutive listings, each with the rows of it that the race leaves open."""
-        if self._done is not None:
-            self._done.synchronize()
-        return [_listing(made, self._heat) for made in self._made]
+        if self.done is not None:
+            self.done.synchronize()
+        return [_listing(made, rows, self._heat) for made, rows in self._parts]
+
+
+def start(head: Head, hidden_ND: torch.Tensor, spans: Sequence[Span]) -> list[Pending]:
+    """Begin to list the rows of `spans`, in order. Rows of different traces share launches, to fill the device."""
+    pending = [Pending(span.lister.heat) for span in spans]
+    together: dict[tuple[Any, ...], list[int]] = {}
+    for number, span in enumerate(spans):
+        together.setdefault(span.lister.launched_with, []).append(number)
+    for numbers in together.values():
+        _start_alike(head, hidden_ND, [(spans[number], pending[number]) for number in numbers])
+    if hidden_ND.device.type == "cuda":
+        done = torch.cuda.Event(blocking=True)  # who waits for it sleeps
+        done.record()
+        for one in pending:
+            one.done = done
+    return pending
+
+
+def _start_alike(head: Head, hidden_ND: torch.Tensor, pairs: Sequence[tuple[Span, Pending]]) -> None:
+    """Rows that all launches may mix."""
+    device, lister = hidden_ND.device, pairs[0][0].lister
+    rows_R = np.concatenate([np.arange(span.start, span.stop, dtype=np.int64) for span, _ in pairs])
+    steps = [np.arange(span.first, span.first + span.stop - span.start, dtype=np.int64) for span, _ in pairs]
+    claimed = [span.lister.trace.output_token_ids[steps_R] for (span, _), steps_R in zip(pairs, steps, strict=True)]
+    where_R, claimed_R = (_to_device(values, device) for values in (rows_R, np.concatenate(claimed).astype(np.int64)))
+    noise = None
+    if lister.draw is not None:
+        draws = [
+            span.lister.draw.philox_rows(steps_R)
+            for (span, _), steps_R in zip(pairs, steps, strict=True)
+            if span.lister.draw is not None  # as for the first: `launched_with` says so
+        ]
+        keys_R2, counters_R = (np.concatenate(values).view(np.int32) for values in zip(*draws, strict=True))
+        noise = _to_device(keys_R2, device), _to_device(counters_R, device)
+    ends = np.cumsum([len(steps_R) for steps_R in steps])
+    for begin in range(0, len(rows_R), _ROWS):
+        part = slice(begin, min(begin + _ROWS, len(rows_R)))
+        logits_RV = head(hidden_ND[where_R[part]])
+        own = None if noise is None else (noise[0][part], noise[1][part])
+        made = _launch(logits_RV, claimed_R[part], lister.heat, lister.draw, own)
+        for (_, one), first, last in zip(pairs, [0, *ends[:-1]], ends, strict=True):
+            if first < part.stop and last > begin:
+                one.add(made, slice(max(first, begin) - begin, min(last, part.stop) - begin))
 
 
 def _launch(
-    x_RV: torch.Tensor, claimed_R: torch.Tensor, heat: float, draw: Draw | None, steps_R: npt.NDArray[np.int64]
+    x_RV: torch.Tensor,
+    claimed_R: torch.Tensor,
+    heat: float,
+    draw: Draw | None,
+    noise: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> dict[str, Any]:
-    """Run the kernels over a chunk of rows and start to copy what they leave."""
+    """Run the kernels over a chunk of rows and start to copy what they leave. `noise` are keys and counters."""
     from veridifr.references import race_kernels as kernels
 
     rows, vocab = x_RV.shape
@@ -149,18 +214,13 @@ def _launch(
         x_RV, stride, vocab, found["least"], claimed_R, found["ids"], found["logits"], found["count"], found["rank"],
         ROOM=ROOM, BLOCK=_BLOCK, num_warps=8,
     )  # fmt: skip
-    noise = None if draw is None else draw.contract.philox_rows(draw.stream, steps_R)
     if draw is not None and noise is not None:
         found |= {"near_ids": room(RACE_ROOM, dtype=torch.int32), "near_logits": room(RACE_ROOM)}
         found["near"] = room(dtype=torch.int32)
-        keys_R2, counters_R = (
-            torch.from_numpy(values.view(np.int32).copy()).to(x_RV.device, non_blocking=True)
-            for values in (noise.keys_R2, noise.counters_R)
-        )
         kernels.race[grid](
-            x_RV, stride, vocab, draw.temperature, WINDOW, keys_R2, counters_R, found["least"],
+            x_RV, stride, vocab, draw.temperature, WINDOW, *noise, found["least"],
             claimed_R, found["near_ids"], found["near_logits"], found["near"],
-            TRITON_UNIFORM=noise.triton, ROOM=RACE_ROOM, LANES=_LANES, num_warps=8,
+            TRITON_UNIFORM=draw.triton, ROOM=RACE_ROOM, LANES=_LANES, num_warps=8,
         )  # fmt: skip
     made: dict[str, Any] = {name: to_host(values) for name, values in found.items()}
     return made | {"vocab": vocab}
@@ -174,10 +234,16 @@ def to_host(values: torch.Tensor) -> torch.Tensor:
     return host.copy_(values, non_blocking=True)
 
 
-def _listing(made: dict[str, Any], heat: float) -> tuple[Listing, npt.NDArray[np.int64]]:
-    """What the kernels left, as a listing, and the rows that the race leaves open."""
+def _to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """A copy on the device that does not wait for it: what is not pinned may have to."""
+    host = torch.from_numpy(np.ascontiguousarray(values))
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
+
+def _listing(made: dict[str, Any], rows: slice, heat: float) -> tuple[Listing, npt.NDArray[np.int64]]:
+    """What the kernels left of some rows, as a listing, and those of them that the race leaves open."""
     vocab = made["vocab"]
-    host = {name: values.numpy() for name, values in made.items() if name != "vocab"}
+    host = {name: values.numpy()[rows] for name, values in made.items() if name != "vocab"}
     count_R = np.minimum(host["count"], ROOM)
     floor_R = np.where(host["count"] > ROOM, host["top"], host["least"]).astype(np.float32)
     listed = np.arange(ROOM) < count_R[:, None]

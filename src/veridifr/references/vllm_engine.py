@@ -11,7 +11,7 @@ import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from veridifr.errors import FingerprintError, ReferenceError, VeridifrError, require
+from veridifr.errors import FingerprintError, ReferenceError, require
 from veridifr.evidence import Evidence
 from veridifr.fingerprints.projector import Projector
 from veridifr.fingerprints.spec import FINAL, FingerprintSpec
@@ -31,13 +31,15 @@ from veridifr.references.rows import RowLister, evidence_of
 from veridifr.references.tokenizing import TokenizingReference, first_eos_ids, load_tokenizer
 from veridifr.references.vllm_steps import Part
 from veridifr.references.weights import digest_model, first_line, resolve
+from veridifr.threads import pool
 from veridifr.trace import Trace
 
 _BATCH_TOKENS = 8192
 _SEQUENCES = 256
-_THREADS = 8
+_THREADS = 6
+"""Threads that work on traces while the engine goes on: more would keep it from Python's lock."""
 _KEPT = 64
-"""Traces that may wait to be worked on; of each, a megabyte or so for 500 tokens."""
+"""Traces that may wait to be taken; of each, a megabyte or so for 500 tokens."""
 
 _T = TypeVar("_T")
 
@@ -52,46 +54,37 @@ class _Replay:
     projections: list[torch.Tensor] = field(default_factory=list)
     rows: int = 0
 
-    def ready(self) -> bool:
-        """Whether the device is done with every part."""
-        return all(isinstance(part, list) or part.ready() for part in self.parts)
-
 
 class _Backlog(Generic[_T]):
-    """Traces whose rows are all listed, or being listed, and what `finish` made of them.
+    """Traces whose rows are all listed, or being listed, and what `finish` makes of them, in the order they came.
 
-    Between two steps the device waits for the host, within one the host for the device. So the work on the traces of
-    one step is done within the next.
+    On a GPU threads work on them while the engine goes on, each waiting for the device by itself. On a CPU the engine
+    needs the cores, and a trace is worked on when it is added.
     """
 
-    def __init__(self, finish: Callable[[_Replay], _T], *, most: int) -> None:
+    def __init__(self, finish: Callable[[_Replay], _T], *, on_gpu: bool) -> None:
         self._finish = finish
-        self._most = most
-        self._waiting: deque[_Replay] = deque()
-        self._made: deque[_T] = deque()
+        self._pool = pool(_THREADS) if on_gpu else None
+        self._made: deque[Future[_T]] = deque()
 
     def add(self, replay: _Replay) -> None:
         """A trace of which nothing more will come."""
-        self._waiting.append(replay)
+        if self._pool is not None:
+            self._made.append(self._pool.submit(self._finish, replay))
+            return
+        made: Future[_T] = Future()
+        made.set_result(self._finish(replay))
+        self._made.append(made)
 
-    def work_until(self, stop: Callable[[], bool]) -> None:
-        """Finish traces that are ready until `stop` says that the device has nothing more to do."""
-        while self._waiting and self._waiting[0].ready() and not stop():
-            self._made.append(self._finish(self._waiting.popleft()))
+    def made(self, *, everything: bool = False) -> Iterator[_T]:
+        """What is finished; waits for the oldest where too many would be kept, or for all with `everything`."""
+        while self._made and (everything or self._made[0].done() or len(self._made) > _KEPT):
+            yield self._made.popleft().result()
 
-    def made(self) -> Iterator[_T]:
-        """What is finished, and the oldest of those waiting where they are more than `most`."""
-        while self._made:
-            yield self._made.popleft()
-        while len(self._waiting) > self._most:
-            yield self._finish(self._waiting.popleft())
-
-    def rest(self) -> Iterator[_T]:
-        """Everything, the last ones on several threads: nothing is left that the device could do meanwhile."""
-        yield from self.made()
-        if self._waiting:
-            with ThreadPoolExecutor(min(len(self._waiting), _THREADS)) as pool:
-                yield from pool.map(self._finish, self._waiting)
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
 class VllmReference(TokenizingReference):
@@ -192,20 +185,16 @@ class VllmReference(TokenizingReference):
         """See `Reference.map`. What one step lists is fetched, and worked on, while the device is at the next one."""
         sampling = require("vllm", "vllm").SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         waiting: dict[str, _Replay] = {}
-        cuda = self._device.type == "cuda"
-        backlog = _Backlog(lambda replay: work(self._finished(replay)), most=_KEPT if cuda else 0)
+        backlog = _Backlog(lambda replay: work(self._finished(replay)), on_gpu=self._device.type == "cuda")
         failed: list[Exception] = []
 
         def take(parts: list[Part]) -> None:  # an error here must not leave the engine in the middle of a step
             try:
-                for part in [] if failed else parts:
-                    replay = waiting.get(part.request_id)
-                    if replay is not None and self._take(replay, part):
-                        backlog.add(waiting.pop(part.request_id))
-                if cuda and not failed:
-                    launched = torch.cuda.Event()
-                    launched.record()
-                    backlog.work_until(launched.query)
+                if not failed:
+                    self._take([(waiting[part.request_id], part) for part in parts if part.request_id in waiting])
+                for name in [part.request_id for part in parts]:
+                    if name in waiting and waiting[name].rows == len(waiting[name].trace.output_token_ids):
+                        backlog.add(waiting.pop(name))
             except Exception as error:  # noqa: BLE001 (whatever it is, it is raised as soon as the step is over)
                 failed.append(error)
 
@@ -220,34 +209,43 @@ class VllmReference(TokenizingReference):
                     yield from backlog.made()
                     if failed:
                         raise failed[0]
-                yield from backlog.rest()
+                yield from backlog.made(everything=True)
             finally:
                 if waiting:
                     self._engine.abort_request(list(waiting))
+                backlog.close()
         if waiting:
             raise ReferenceError(f"reference {self.name}: {len(waiting)} sequences were never computed")
 
     def _kernels(self, trace: Trace) -> cuda_rows.KernelLister | None:
         return cuda_rows.KernelLister.of(trace, self.vocab_size) if self._device.type == "cuda" else None
 
-    def _take(self, replay: _Replay, part: Part) -> bool:
-        """List the claimed positions among the rows of a part; whether all of the trace's are listed now."""
-        trace = replay.trace
-        first = len(trace.prompt_token_ids) - 1 + replay.rows  # the position whose state is wanted next
-        skip = max(first - part.position, 0)
-        rows = min(part.end - part.start - skip, len(trace.output_token_ids) - replay.rows)
-        if rows > 0:
-            hidden_RD = part.hidden_ND[part.start + skip : part.start + skip + rows]
-            if self._projector is not None and self._spec is not None:  # first: parts that are ready vouch for it
+    def _take(self, pairs: Sequence[tuple[_Replay, Part]]) -> None:
+        """List the claimed positions among the rows of a step's parts."""
+        kernel_spans: list[tuple[_Replay, cuda_rows.Span]] = []
+        for replay, part in pairs:
+            trace = replay.trace
+            first = len(trace.prompt_token_ids) - 1 + replay.rows  # the position whose state is wanted next
+            skip = max(first - part.position, 0)
+            rows = min(part.end - part.start - skip, len(trace.output_token_ids) - replay.rows)
+            if rows <= 0:
+                continue
+            start = part.start + skip
+            hidden_RD = part.hidden_ND[start : start + rows]
+            if self._projector is not None and self._spec is not None:  # first: rows that are listed vouch for it
                 chosen = range(-replay.rows % self._spec.every, rows, self._spec.every)
                 projected = self._projector.project(hidden_RD[chosen.start :: chosen.step])
                 replay.projections.append(cuda_rows.to_host(projected))
-            if replay.kernels is not None:
-                replay.parts.append(replay.kernels.start(self._head, hidden_RD, replay.rows))
-            else:
+            if replay.kernels is None:
                 replay.parts.append(list(self._rows.listings(trace, hidden_RD, replay.rows)))
+            else:
+                span = cuda_rows.Span(lister=replay.kernels, start=start, stop=start + rows, first=replay.rows)
+                kernel_spans.append((replay, span))
             replay.rows += rows
-        return replay.rows == len(trace.output_token_ids)
+        if kernel_spans:
+            pending = cuda_rows.start(self._head, pairs[0][1].hidden_ND, [span for _, span in kernel_spans])
+            for (replay, _), listed in zip(kernel_spans, pending, strict=True):
+                replay.parts.append(listed)
 
     def _finished(self, replay: _Replay) -> Evidence:
         """The evidence of a trace whose rows are all listed, or being listed."""
