@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from pathlib import Path
@@ -126,17 +127,20 @@ def _decode(llm: Any, args: argparse.Namespace, vocab: int) -> dict[str, Any]:
     """Seconds of generation with capture off and on, in turn, at several batch sizes."""
     rng = np.random.default_rng(1)
     raw: dict[str, Any] = {}
-    for batch, tokens in args.decode:
+    for batch, tokens, pairs in args.decode:
         prompts = rng.integers(2, vocab, size=(batch, 32)).tolist()
         seeds = rng.integers(1, 2**31, size=batch).tolist()
         times: dict[str, list[float]] = {"off_s": [], "on_s": []}
-        for pair in range(args.pairs + 1):
+        for pair in range(pairs + 1):
             order = ("off_s", "on_s") if pair % 2 else ("on_s", "off_s")
             for name in order:
                 capture = provider(llm, seed=7) if name == "on_s" else None
+                gc.collect()
+                gc.disable()  # as timeit does: collections fall where they will
                 begun = time.perf_counter()
                 outputs = generated(llm, prompts, PAPER, tokens, seeds)
                 taken = time.perf_counter() - begun
+                gc.enable()
                 if capture is not None:
                     assert len(capture.traces(outputs)) == batch
                     capture.close()
