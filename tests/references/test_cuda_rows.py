@@ -20,6 +20,7 @@ from veridifr.scores import Hypothesis, Status
 from veridifr.scoring import score
 from veridifr.trace import EngineRecord, Sampling, Trace
 
+together = []
 rng = np.random.default_rng(0)
 V, T, D = 2500, 4, 16
 weight = torch.from_numpy(rng.normal(size=(V, D)).astype(np.float32))
@@ -47,6 +48,7 @@ for runner in ("v1", "v2"):
         ]
         made = cuda_rows.start(head, torch.cat([hidden[:1] * 9, hidden]), spans)
         pairs = [pair for pending in made for pair in pending.finish()]
+        together.append((kernels, pairs))
         race = kernels.race(np.concatenate([rows for _, rows in pairs]))
         assert (race is not None) == (settings == {"temperature": 0.9})
         evidence = replace(evidence_of(trace, V, joined([part for part, _ in pairs], T)), race=race).validate()
@@ -59,6 +61,15 @@ for runner in ("v1", "v2"):
             assert (score(trace, evidence, replace(claim, seed=78)).status_T == Status.BOUND).all()
             left = replace(evidence, race=replace(race, open_O=np.array([2])))
             assert score(trace, left, claim).status_T.tolist() == [0, 0, 1, 0]
+
+together = together[::2]
+# all at once, in groups that launches can share, as a step of an engine brings them
+spans = [cuda_rows.Span(lister=kernels, start=0, stop=T, first=0) for kernels, _ in together]
+made = cuda_rows.start(head, hidden, spans)
+for pending, (_, alone) in zip(made, together, strict=True):
+    listed, rows = joined([part for part, _ in pending.finish()], T), joined([part for part, _ in alone], T)
+    for name in ("counts_R", "ids_N", "logits_N", "lse_R", "rank_R", "floor_R", "tail_R", "hot_tail_R"):
+        np.testing.assert_array_equal(getattr(listed, name), getattr(rows, name), err_msg=name)
 """
 
 
