@@ -27,6 +27,8 @@ STACKS = {
     "honest_decode": "bfloat16, SDPA, token by token with a cache, batches of 64",
     "honest_true": "bfloat16 by the CPU's own kernels, batches of 16",
     "honest_vllm": "vLLM on the CPU, bfloat16, its own tokens",
+    "honest_h200": "an H200, bfloat16, SDPA, padded batches",
+    "honest_h200_decode": "an H200, bfloat16, SDPA, token by token with a cache, batches of 64",
     "honest_half": "float16, SDPA, padded batches",
 }
 HEADER = "|  | " + " | ".join(f"{t} token{'s' if t > 1 else ''}" for t in TOKENS) + " |"

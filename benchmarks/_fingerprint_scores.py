@@ -18,7 +18,7 @@ Arrays = Mapping[str, Any]
 CLAIMED = ("honest", "honest_eager", "honest_one", "honest_decode", "honest_true")
 """Honest stacks of the claimed type, bfloat16: curves are against these in turn, one that is identical to another left
 out. float16 is much nearer to float32; vLLM writes tokens of its own, of which TOPLOC's statistics are not kept."""
-STACKS = (*CLAIMED, "honest_vllm", "honest_half")
+STACKS = (*CLAIMED, "honest_vllm", "honest_h200", "honest_h200_decode", "honest_half")
 TOKENS = (1, 2, 4, 8, 16, 32)
 STATISTICS = ("mismatches", "mean", "median", "combined")
 HIDDEN = 384

@@ -2,6 +2,7 @@
 
 usage: fingerprints.py collect --models DIR --out DIR [--device cuda]   run the models; leaves OUT/fingerprints.npz
        fingerprints.py collect --models DIR --out DIR --model tb7m --emulate --prompt-tokens 32 --conditions ...
+       fingerprints.py merge --out DIR --other FILE --machine h200   add what another machine's `collect` left
        fingerprints.py measure [--h200 FILE] [--cpu FILE] [--cpu_tb7m FILE]   score what `collect` left there
        fingerprints.py --check | --write-docs               recompute the figures; write docs/fingerprints.md's tables
 
@@ -38,6 +39,7 @@ import _fingerprint_models as models
 import _results
 from _fingerprint_docs import END, START, block
 from _fingerprint_figures import figures_of
+from _fingerprint_merge import MACHINES, merged
 from _fingerprint_scores import kept
 from _fingerprint_vllm import vllm_stack
 
@@ -61,7 +63,7 @@ TOP_KS = (4, 8, 16, 32, 64, 128, 256, 512)
 def main() -> int:
     """Exit status: 1 if figures or tables do not follow from the raw results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("verb", nargs="?", choices=("collect", "measure"))
+    parser.add_argument("verb", nargs="?", choices=("collect", "merge", "measure"))
     parser.add_argument("--models", type=Path)
     parser.add_argument("--prompts", type=Path, default=DATA)
     parser.add_argument("--out", type=Path)
@@ -72,6 +74,8 @@ def main() -> int:
     parser.add_argument("--model", default="tb24m", help="the claimed one")
     parser.add_argument("--prompt-tokens", type=int, help="run over the last ones of each prompt alone")
     parser.add_argument("--more", action="store_true", help="add the conditions to the file that is there")
+    parser.add_argument("--other", type=Path, help="with merge: what another machine left")
+    parser.add_argument("--machine", choices=MACHINES)
     parser.add_argument("--emulate", action="store_true", help="emulate 16-bit types in float32: for CPUs without them")
     for name in PARTS:
         parser.add_argument(f"--{name}", type=Path, help="what collect left for this part of the results")
@@ -90,11 +94,21 @@ def main() -> int:
         if not (args.models and args.out):
             parser.error("collect needs --models and --out")
         collect(args)
+    elif args.verb == "merge":
+        merge(args.out / "fingerprints.npz", args.other, args.machine)
     elif args.verb == "measure":
         measure(args)
     else:
         parser.error("collect, measure, --check or --write-docs is needed")
     return 0
+
+
+def merge(path: Path, other: Path, machine: str) -> None:
+    """Add the honest stacks of another machine to the file that `collect` left."""
+    with np.load(path, allow_pickle=False) as mine, np.load(other, allow_pickle=False) as theirs:
+        found = merged(mine, theirs, machine, LEVELS)
+    np.savez(path.with_suffix(".part.npz"), **found)
+    path.with_suffix(".part.npz").replace(path)
 
 
 def measure(args: argparse.Namespace) -> None:
