@@ -11,7 +11,7 @@ export PYTHON VENV TORCH_INDEX
 RUN = $(VENV)/bin/python
 CHECK = $(VENV)-check/bin/python
 
-.PHONY: help demo test check format bench-check experiments-small env-check env-demo env-test clean
+.PHONY: help demo test check format bench-check experiments-small experiments-gpu env-check env-demo env-test clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -36,6 +36,14 @@ bench-check: env-demo ## Recompute every benchmark's figures from its raw result
 
 experiments-small: env-test ## Serve, replay and score a reduced table of detectors, on this CPU; leaves experiments/work
 	@$(RUN) experiments/run.py experiments/small.toml --results experiments/work/results
+
+GPU_PYTHON ?= python3
+GPU_MODELS ?= experiments/work/models
+GPU_RESULTS ?= experiments/results
+experiments-gpu: ## Train two larger models on this GPU, then serve and judge them; GPU_PYTHON has torch, vLLM and veridifr
+	@$(GPU_PYTHON) experiments/train.py $(GPU_MODELS)
+	@VERIDIFR_MODELS=$(GPU_MODELS) $(GPU_PYTHON) experiments/run.py experiments/gpu.toml --jobs 5 --keep-going \
+	  --results $(GPU_RESULTS)
 
 env-demo env-test: env-%:
 	@tools/setup_env.sh $*
