@@ -42,7 +42,7 @@ GPU_MODELS ?= experiments/work/models
 GPU_RESULTS ?= experiments/results
 experiments-gpu: ## Train two larger models on this GPU, then serve and judge them; GPU_PYTHON has torch, vLLM and veridifr
 	@$(GPU_PYTHON) experiments/train.py $(GPU_MODELS)
-	@VERIDIFR_MODELS=$(GPU_MODELS) $(GPU_PYTHON) experiments/run.py experiments/gpu.toml --jobs 5 --keep-going \
+	@VERIDIFR_MODELS=$(GPU_MODELS) $(GPU_PYTHON) experiments/run.py experiments/gpu.toml --jobs 8 --judges 10 --keep-going \
 	  --results $(GPU_RESULTS)
 
 env-demo env-test: env-%:

@@ -1,7 +1,7 @@
 """Run an experiment: serve, replay, score. What is done already is not done again.
 
     python experiments/run.py experiments/small.toml [--work DIR] [--jobs N] [--only NAME ...]
-    python experiments/run.py experiments/gpu.toml --jobs 5 --keep-going --deadline 540
+    python experiments/run.py experiments/gpu.toml --jobs 8 --judges 10 --keep-going
 
 Traces and hidden states go to DIR (default experiments/work/NAME); every sequence's values and the table go to
 experiments/results/NAME: scores.npz, and table.json with commit, versions and hardware. Models are run side by
@@ -50,10 +50,16 @@ class Run:
     args: argparse.Namespace
     experiment: specs.Experiment
     work: Path
-    slots: threading.BoundedSemaphore
     begun: float
+    slots: dict[str, threading.BoundedSemaphore]
+    """By script, what lets so many processes of it run at a time."""
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     """By model and provider, the step that failed."""
+
+    @property
+    def judges(self) -> int:
+        """Processes that may judge at a time."""
+        return int(self.args.judges or self.args.jobs)
 
     @property
     def wanted(self) -> list[specs.Provider]:
@@ -77,8 +83,9 @@ def main() -> int:
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--work", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
-    parser.add_argument("--together", type=int, default=4, help="providers that one process serves or scores, at most")
+    parser.add_argument("--jobs", type=int, default=2, help="engines at a time")
+    parser.add_argument("--judges", type=int, help="processes that judge at a time (default: as many as engines)")
+    parser.add_argument("--together", type=int, default=4, help="providers that one engine serves, at most")
     parser.add_argument("--only", nargs="+", help="serve and score these providers only, and the honest ones")
     parser.add_argument("--keep-going", action="store_true", help="leave a provider that fails out, and report it")
     parser.add_argument("--deadline", type=float, help="seconds after which nothing is waited for; needs --keep-going")
@@ -87,7 +94,9 @@ def main() -> int:
         parser.error("--deadline leaves providers out: it needs --keep-going")
     experiment = specs.read(args.experiment)
     work = args.work or HERE / "work" / experiment.name
-    run = Run(args, experiment, work, threading.BoundedSemaphore(args.jobs), time.monotonic())
+    counts = {"worker.py": args.jobs, "judge.py": args.judges or args.jobs}
+    slots = {script: threading.BoundedSemaphore(count) for script, count in counts.items()}
+    run = Run(args, experiment, work, time.monotonic(), slots)
     served = {one.model for one in experiment.providers}  # in the place of another
     models = [model for model in experiment.models if model not in served]
     done: dict[str, dict[str, Any]] = {}
@@ -117,7 +126,7 @@ def one_model(run: Run, model: str) -> dict[str, Any]:
     pairs = {}
     if run.experiment.stacks:
         try:
-            with run.slots:
+            with run.slots["judge.py"]:
                 pairs = stacks.table(run.experiment, model, folder, run.left())
         except (subprocess.SubprocessError, OSError) as error:
             _fail(run, model, "stacks", f"stacks: {error}")
@@ -225,23 +234,21 @@ def judge(run: Run, model: str, folder: Path) -> None:
 def _each(run: Run, verb: str, leaves: str, model: str, folder: Path, providers: Sequence[specs.Provider]) -> None:
     """One step for every provider that lacks the file which it leaves, several providers in each process."""
     missing = [one for one in providers if not (folder / f"{one.file}{leaves}").exists()]
-    most = run.args.together
-    groups = (
-        specs.groups(missing, most)
-        if verb == "serve"
-        else [missing[n : n + most] for n in range(0, len(missing), most)]
-    )
-    if not groups:
-        return
-    with ThreadPoolExecutor(len(groups)) as pool:
+    if verb == "serve":
+        groups = specs.groups(missing, run.args.together)
+    else:  # each process loads the reference once
+        most = max(1, -(-len(missing) // run.judges))
+        groups = [missing[first : first + most] for first in range(0, len(missing), most)]
+    with ThreadPoolExecutor(max(1, len(groups))) as pool:
         names = [[one.name for one in group] for group in groups]
         jobs = [pool.submit(_worker, run, verb, model, str(folder), *part) for part in names]
-    for group, part, job in zip(groups, names, jobs, strict=True):
-        seconds, output = job.result()
-        run.say(f"{model}: {'; '.join(part)}: {verb} took {seconds:.0f} s")
-        for one in group:
-            if not (folder / f"{one.file}{leaves}").exists():
-                _fail(run, model, one.name, f"{verb}: {model}: {one.name}{' (honest)' if one.honest else ''}\n{output}")
+        for group, part, job in zip(groups, names, jobs, strict=True):
+            seconds, output = job.result()
+            run.say(f"{model}: {'; '.join(part)}: {verb} took {seconds:.0f} s")
+            for one in group:
+                if not (folder / f"{one.file}{leaves}").exists():
+                    honest = " (honest)" if one.honest else ""
+                    _fail(run, model, one.name, f"{verb}: {model}: {one.name}{honest}\n{output}")
 
 
 def _fail(run: Run, model: str, name: str, what: str) -> None:
@@ -265,7 +272,7 @@ def _worker(run: Run, verb: str, *rest: str) -> tuple[float, str]:
     script = "judge.py" if verb in ("fit", "score") else "worker.py"
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
-    with run.slots:
+    with run.slots[script]:
         begun, left = time.monotonic(), run.left(SERVING if script == "worker.py" else 1.0)
         if left is not None and left <= 0:
             return 0.0, "not started: it is too late"

@@ -1,7 +1,7 @@
 """Train the larger models of an experiment: on Python sources of this machine, for a given time, a dense Llama and a
 mixture of experts one after the other.
 
-    train.py OUT [--models dense100m moe350m] [--seconds 100]
+    train.py OUT [--models dense100m moe350m] [--seconds 85]
 
 Each leaves OUT/NAME as transformers and vLLM read it: bfloat16 safetensors, config.json with the ids of the first and
 the last token, tokenizer.json, and card.json with steps, tokens and the loss on files held out. A model that has a card
@@ -71,8 +71,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", nargs="+", choices=sorted(SHAPES), default=["dense100m", "moe350m"])
-    parser.add_argument("--seconds", type=float, default=100.0, help="of training, for each model")
-    parser.add_argument("--data-seconds", type=float, default=60.0, help="for reading and tokenizing, at most")
+    parser.add_argument("--seconds", type=float, default=85.0, help="of training, for each model")
+    parser.add_argument("--data-seconds", type=float, default=45.0, help="for reading and tokenizing, at most")
     parser.add_argument("--characters", type=int, default=250_000_000, help="of text, at most")
     parser.add_argument("--vocabulary", type=int, default=32_768)
     args = parser.parse_args()
