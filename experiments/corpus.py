@@ -25,8 +25,8 @@ SHORTEST, LONGEST = 400, 300_000
 """Bytes of a source that is taken."""
 LEARNED = 40_000_000
 """Characters that the tokenizer is learned from."""
-HELD = 4
-"""Of 256 sources, by their digest, so many are held out."""
+HELD = 64
+"""One of so many sources is held out."""
 _SKIPPED = ("__pycache__", ".git", ".venv", "site-packages", "dist-packages")
 """Folders inside another root; those of packages are roots themselves."""
 _HEADER = re.compile(r"\A(?:[ \t]*#[^\n]*\n|[ \t]*\n)+")
@@ -54,7 +54,7 @@ def prepare(vocabulary: int, characters: int, seconds: float, say: Callable[[str
     tokenizer = learn(train, vocabulary)
     say(f"tokenizer: {tokenizer.get_vocab_size()} tokens")
     held_ids = encode(tokenizer, held[:2000])
-    train_ids = encode(tokenizer, train, begun + seconds)
+    train_ids = encode(tokenizer, train, max(begun + seconds, time.monotonic() + seconds / 4))
     say(f"{len(train_ids) / 1e6:.1f} M tokens to train on, {len(held_ids) / 1e3:.0f} k held out")
     return Corpus(tokenizer, vocabulary, train_ids, np.flatnonzero(train_ids == BEGIN), held_ids)
 
@@ -115,8 +115,8 @@ def _texts(paths: Iterator[Path], characters: int, until: float) -> Iterator[str
                 seen.add(digest)
                 total += len(text)
                 yield text
-            if total > characters or time.monotonic() > until:
-                return
+                if total > characters or time.monotonic() > until:
+                    return
 
 
 def _read(path: Path) -> str | None:
@@ -132,9 +132,8 @@ def _read(path: Path) -> str | None:
 def _split(texts: Iterator[str]) -> tuple[list[str], list[str]]:
     train: list[str] = []
     held: list[str] = []
-    for text in texts:
-        first = hashlib.sha1(text.encode(), usedforsecurity=False).digest()[0]
-        (held if first < HELD else train).append(text)
+    for number, text in enumerate(texts):
+        (train if number % HELD else held).append(text)
     return train, held
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -122,19 +123,26 @@ def one_model(run: Run, model: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "experiment.toml").write_text(run.args.experiment.read_text())
     serve(run, model, folder)
-    judge(run, model, folder)
-    pairs = {}
-    if run.experiment.stacks:
-        try:
-            with run.slots["judge.py"]:
-                pairs = stacks.table(run.experiment, model, folder, run.left())
-        except (subprocess.SubprocessError, OSError) as error:
-            _fail(run, model, "stacks", f"stacks: {error}")
+    with ThreadPoolExecutor(1 + len(run.experiment.stacks)) as pool:
+        replays = [pool.submit(_stack, run, model, folder, dtype) for dtype in run.experiment.stacks]
+        judge(run, model, folder)
+    complete = all(replay.result() for replay in replays)
     return {
         "fitted": json.loads((folder / "fitted.json").read_text()),
-        "stacks": pairs,
+        "stacks": stacks.table(run.experiment, folder) if complete and replays else {},
         "engine": json.loads((folder / "engine.json").read_text()),
     }
+
+
+def _stack(run: Run, model: str, folder: Path, dtype: str) -> bool:
+    """Replay honest providers with one more reference; whether that went well."""
+    try:
+        with run.slots["judge.py"]:
+            stacks.run(model, folder, dtype, run.left())
+    except (subprocess.SubprocessError, OSError) as error:
+        _fail(run, model, f"stacks {dtype}", f"stacks: {model}: {error}")
+        return False
+    return True
 
 
 def write(run: Run, done: dict[str, dict[str, Any]]) -> None:
@@ -276,19 +284,18 @@ def _worker(run: Run, verb: str, *rest: str) -> tuple[float, str]:
         begun, left = time.monotonic(), run.left(SERVING if script == "worker.py" else 1.0)
         if left is not None and left <= 0:
             return 0.0, "not started: it is too late"
-        try:
-            found = subprocess.run(
-                [sys.executable, str(HERE / script), verb, str(run.args.experiment), *rest],
-                check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=left,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            return time.monotonic() - begun, f"ended: it is too late\n{_text(error.stdout)[-2000:]}"
-        failed = found.returncode != 0
-        return time.monotonic() - begun, f"exit status {found.returncode}\n{found.stdout[-4000:]}" if failed else ""
-
-
-def _text(output: str | bytes | None) -> str:
-    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
+        words = [sys.executable, str(HERE / script), verb, str(run.args.experiment), *rest]
+        with tempfile.TemporaryFile() as log:  # a pipe would be waited for as long as a child of the process has it
+            try:
+                found = subprocess.run(
+                    words, check=False, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=left
+                )
+                ended = f"exit status {found.returncode}" if found.returncode else ""
+            except subprocess.TimeoutExpired:
+                ended = "ended: it is too late"
+            log.seek(0)
+            output = log.read().decode(errors="replace")[-4000:]
+        return time.monotonic() - begun, f"{ended}\n{output}" if ended else ""
 
 
 if __name__ == "__main__":

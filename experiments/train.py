@@ -188,19 +188,14 @@ def train(
     parameters = sum(weight.numel() for weight in trainer.weights)
     say(f"{name}: {parameters / 1e6:.1f} M parameters on {device}")
     ids, begins = (torch.from_numpy(part).to(device) for part in (data.train, data.begins))
+    if shape.experts:
+        say(f"{name}: experts are computed {choose_experts(trainer, draw(ids, begins, 2, shape.context))}")
     step, loss, told = 0, math.nan, 0.0
     while (share := (time.monotonic() - begun) / seconds) < 1.0:
         rate = shape.rate * min(1.0, (step + 1) / shape.warm)
         rate *= LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share))
         windows = draw(ids, begins, shape.batch, shape.context)
-        try:
-            loss = trainer.step(windows, rate)
-        except (RuntimeError, NotImplementedError) as error:
-            if step or not shape.experts:
-                raise
-            say(f"{name}: experts one by one, as together they fail: {str(error)[:300]}")
-            trainer.model.config._experts_implementation = "eager"
-            loss = trainer.step(windows, rate)
+        loss = trainer.step(windows, rate)
         step += 1
         if share - told > 0.1:
             told = share
@@ -223,6 +218,26 @@ def train(
     save(trainer.model, data, out, card)
     say(f"{name}: saved, {step} steps, held-out loss {card['held_out_loss']}")
     return card
+
+
+def choose_experts(trainer: Trainer, windows: Any) -> str:
+    """Let all experts be one grouped product where that runs and agrees with one product for each; what was chosen."""
+    config, found = trainer.model.config, {}
+    for way in ("eager", "grouped_mm"):
+        config._experts_implementation = way
+        try:
+            value = trainer.loss(windows, balanced=True)
+            value.backward()
+            squares = [float(one.grad.float().square().sum()) for one in trainer.weights if one.grad is not None]
+            found[way] = np.array([float(value.detach()), math.sqrt(sum(squares))])
+        except Exception:  # a kernel that is missing or does not fit: there is another way
+            if way == "eager":
+                raise
+        for one in trainer.weights:
+            one.grad = None
+    agree = "grouped_mm" in found and np.allclose(found["grouped_mm"], found["eager"], rtol=0.05)
+    config._experts_implementation = "grouped_mm" if agree else "eager"
+    return str(config._experts_implementation)
 
 
 def draw(ids: Any, begins: Any, count: int, context: int) -> Any:
