@@ -118,7 +118,8 @@ def main() -> int:
 
 
 def one_model(run: Run, model: str) -> dict[str, Any]:
-    """Serve, replay and score one model: what was fitted, its stacks, and the engine that wrote its prompts."""
+    """Serve, replay and score one model: what was fitted, its stacks, the engine that wrote its prompts, and the card
+    of its training."""
     folder = run.work / model
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "experiment.toml").write_text(run.args.experiment.read_text())
@@ -126,11 +127,13 @@ def one_model(run: Run, model: str) -> dict[str, Any]:
     with ThreadPoolExecutor(1 + len(run.experiment.stacks)) as pool:
         replays = [pool.submit(_stack, run, model, folder, dtype) for dtype in run.experiment.stacks]
         judge(run, model, folder)
+    card = run.experiment.models[model] / "card.json"
     complete = all(replay.result() for replay in replays)
     return {
         "fitted": json.loads((folder / "fitted.json").read_text()),
         "stacks": stacks.table(run.experiment, folder) if complete and replays else {},
         "engine": json.loads((folder / "engine.json").read_text()),
+        "card": json.loads(card.read_text()) if card.exists() else {},
     }
 
 
@@ -159,7 +162,7 @@ def write(run: Run, done: dict[str, dict[str, Any]]) -> None:
     np.savez_compressed(out / "scores.npz", **arrays)
     raw = {
         "experiment": run.args.experiment.read_text(),
-        **{key: {model: one[key] for model, one in done.items()} for key in ("fitted", "stacks", "engine")},
+        **{key: {model: one[key] for model, one in done.items()} for key in ("fitted", "stacks", "engine", "card")},
         "failed": run.failed,
         "seconds": round(time.monotonic() - run.begun),
     }

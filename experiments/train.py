@@ -58,9 +58,9 @@ class Shape:
 SHAPES = {
     "dense100m": Shape(layers=12, hidden=768, heads=12, key_values=4, inner=2048),
     "moe350m": Shape(layers=12, hidden=768, heads=12, key_values=4, inner=640, experts=16, rate=8e-4),
-    "tinydense": Shape(layers=2, hidden=128, heads=2, key_values=1, inner=256, rate=4e-3, batch=8, micro=8, context=64),
+    "tinydense": Shape(layers=2, hidden=256, heads=4, key_values=2, inner=256, rate=4e-3, batch=8, micro=8, context=64),
     "tinymoe": Shape(
-        layers=2, hidden=128, heads=2, key_values=1, inner=128, experts=4, rate=4e-3, batch=8, micro=4, context=64
+        layers=2, hidden=256, heads=4, key_values=2, inner=128, experts=4, rate=4e-3, batch=8, micro=4, context=64
     ),
 }
 """By name. The tiny ones are for tests: they train in seconds on a CPU."""
@@ -131,9 +131,12 @@ class Trainer:
     """AdamW on float32 weights, of which the model that computes is a bfloat16 copy (float32 on a CPU): what is
     optimized is what is saved and served."""
 
-    def __init__(self, model: Any, shape: Shape, device: str) -> None:
+    def __init__(self, model: Any, shape: Shape, device: str, dtype: torch.dtype | None = None) -> None:
+        dtype = dtype or (torch.bfloat16 if device == "cuda" else torch.float32)
         self.shape, self.device = shape, device
-        self.model = model.to(device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32).train()
+        self.model = model.to(device).train()
+        for weight in self.model.parameters():  # not the rotary frequencies: engines have them in float32
+            weight.data = weight.data.to(dtype)
         self.model.config.use_cache = False
         self.weights = list(self.model.parameters())
         self.masters = [weight.detach().float().clone().requires_grad_() for weight in self.weights]

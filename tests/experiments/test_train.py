@@ -53,14 +53,31 @@ def test_windows_are_of_the_text(data: corpus.Corpus) -> None:
     assert 0.1 < (found[:, 0] == corpus.BEGIN).mean() < 0.5
 
 
-@pytest.mark.parametrize("name", ["tinydense", "tinymoe"])
-def test_steps_lower_the_loss(data: corpus.Corpus, name: str) -> None:
-    shape = train.SHAPES[name]
+def test_rotary_frequencies_stay_exact(data: corpus.Corpus) -> None:
+    shape = train.SHAPES["tinydense"]
+    model = train.Trainer(train.build(shape, data.vocabulary), shape, "cpu", torch.bfloat16).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_both_ways_to_compute_experts_agree(data: corpus.Corpus) -> None:
+    shape = train.SHAPES["tinymoe"]
     trainer = train.Trainer(train.build(shape, data.vocabulary), shape, "cpu")
+    windows = torch.from_numpy(data.train[:66].astype(np.int64)).reshape(2, 33)
+    assert train.choose_experts(trainer, windows) == "grouped_mm"
+    assert all(one.grad is None for one in trainer.weights)
+
+
+@pytest.mark.parametrize("name", ["tinydense", "tinymoe"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_lower_the_loss(data: corpus.Corpus, name: str, dtype: torch.dtype) -> None:
+    shape = train.SHAPES[name]
+    trainer = train.Trainer(train.build(shape, data.vocabulary), shape, "cpu", dtype)
     windows = train.draw(torch.from_numpy(data.train), torch.from_numpy(data.begins), 4, 32)
     losses = [trainer.step(windows, 3e-3) for _ in range(12)]
     assert losses[-1] < losses[0] - 0.5
-    assert all(torch.equal(m, w) for m, w in zip(trainer.masters, trainer.weights, strict=True))  # float32 on a CPU
+    assert all(torch.equal(m.to(dtype), w) for m, w in zip(trainer.masters, trainer.weights, strict=True))
+    assert all(m.dtype == torch.float32 for m in trainer.masters)
 
 
 def test_what_is_left(moe: Path, data: corpus.Corpus) -> None:
