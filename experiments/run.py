@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ import _results
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-SERVING = 0.6
+SERVING = 0.65
 """Share of a time limit after which no provider is waited for any more: what was served is judged in the rest."""
 
 
@@ -106,14 +107,13 @@ def main() -> int:
         for job in as_completed(jobs):
             try:
                 done[jobs[job]] = job.result()
-            except Failed as error:
+                write(run, {model: done[model] for model in models if model in done})
+            except Exception as error:  # whatever it is, the other models are still wanted
+                what = str(error) if isinstance(error, Failed) else traceback.format_exc()
                 if not args.keep_going:
-                    run.say("waiting for the processes that run")
-                    raise SystemExit(str(error)) from error
-                run.say(f"FAILED {error}")
-                run.failed.setdefault(jobs[job], {})["all providers"] = str(error).split("\n")[0]
-                continue
-            write(run, {model: done[model] for model in models if model in done})
+                    raise SystemExit(what) from error
+                run.say(f"FAILED {jobs[job]}: {what}")
+                run.failed.setdefault(jobs[job], {})["all providers"] = what.split("\n")[0]
     return 1 if run.failed else 0
 
 
