@@ -3,6 +3,11 @@
 #   VENV=DIR                  where it lies (default .venv; DIR-check beside it has the linter and the type checker)
 #   TORCH_INDEX=URL           index that has torch's CPU builds, where pip's own settings don't find them
 #   PYTEST_ARGS="-k noise"    further arguments for pytest
+# experiments-gpu runs on the machine's own Python, which has torch, vLLM and this package:
+#   GPU_PYTHON=python3        that Python
+#   GPU_MODELS=DIR            where its models lie, or are left when they are trained (default experiments/work/models)
+#   GPU_RESULTS=DIR           where its results are left (default experiments/results)
+#   GPU_ARGS="--deadline 500" further arguments for run.py
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
@@ -11,7 +16,7 @@ export PYTHON VENV TORCH_INDEX
 RUN = $(VENV)/bin/python
 CHECK = $(VENV)-check/bin/python
 
-.PHONY: help demo test check format bench-check experiments-small env-check env-demo env-test clean
+.PHONY: help demo test check format bench-check experiments-small experiments-gpu env-check env-demo env-test clean
 .DEFAULT_GOAL := help
 
 help: ## This list
@@ -36,6 +41,15 @@ bench-check: env-demo ## Recompute every benchmark's figures from its raw result
 
 experiments-small: env-test ## Serve, replay and score a reduced table of detectors, on this CPU; leaves experiments/work
 	@$(RUN) experiments/run.py experiments/small.toml --results experiments/work/results
+
+GPU_PYTHON ?= python3
+GPU_MODELS ?= experiments/work/models
+GPU_RESULTS ?= experiments/results
+GPU_ARGS ?=
+experiments-gpu: ## Train two larger models on this GPU, then serve and judge them; GPU_PYTHON has torch, vLLM and veridifr
+	@$(GPU_PYTHON) experiments/train.py $(GPU_MODELS)
+	@VERIDIFR_MODELS=$(GPU_MODELS) $(GPU_PYTHON) experiments/run.py experiments/gpu.toml --jobs 8 --judges 10 --keep-going \
+	  --results $(GPU_RESULTS) $(GPU_ARGS)
 
 env-demo env-test: env-%:
 	@tools/setup_env.sh $*

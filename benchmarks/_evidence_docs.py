@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 START = "<!-- evidence: written by benchmarks/evidence.py -->\n"
 END = "<!-- end of evidence -->"
 SOURCES = {
     "h200": "vLLM 0.24 on an H200, tb24m (24 M parameters), 300 tokens a sequence",
+    "gpu": "vLLM 0.24 on an H200, models of 101 M parameters and of 345 M (mixture of experts), 128 tokens a sequence",
     "cpu": "vLLM 0.32 and transformers on a CPU, tb7m (7 M parameters), 100 tokens a sequence",
     "small": "The reduced table of `make experiments-small`",
 }
@@ -33,10 +35,11 @@ def _lines(raw: Mapping[str, Any]) -> Iterator[str]:
     for source in sorted({row["source"] for row in rows}, key=list(SOURCES).index):
         yield f"### {SOURCES[source]}"
         yield ""
-        for kind in KINDS:
-            chosen = [row for row in rows if row["source"] == source and row["kind"] == kind]
+        models = list(dict.fromkeys(row["model"] for row in rows if row["source"] == source))
+        for model, kind in product(models, KINDS):
+            chosen = [row for row in rows if (row["source"], row["model"], row["kind"]) == (source, model, kind)]
             if chosen:
-                yield from _table(chosen, KINDS[kind])
+                yield from _table(chosen, KINDS[kind] if len(models) == 1 else f"{model}, {KINDS[kind]}")
     yield from _stacks(raw)
     yield from _rates(raw)
 
@@ -89,7 +92,9 @@ def _rates(raw: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|"
     for source, one in raw["honest"].items():
         rate = one["rejected"] / one["audits"]
-        yield f"| {SOURCES[source]} | {one['stacks']} | {one['audits']:,} | {rate:.2%} |"
+        name, _, model = source.partition("/")
+        label = f"{SOURCES[name]}: {model}" if model else SOURCES[name]
+        yield f"| {label} | {one['stacks']} | {one['audits']:,} | {rate:.2%} |"
     yield ""
     found = raw["int8"]
     peers = ", ".join(f"{PEERS[name]} {found['peers'][name]:.3f}" for name in PEERS)

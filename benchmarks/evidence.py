@@ -95,7 +95,8 @@ def collected() -> dict[str, Any]:
             raise SystemExit(f"{path.parent}: table.json does not follow from scores.npz")
         raw["rows"] += [{"source": name, **row} for row in found["rows"]]
         raw["stacks"][name] = document["raw"]["stacks"]
-        raw["honest"][name] = _rate(list(_experiment_stacks(path, found)))
+        for model, stacks in _experiment_stacks(path, found).items():  # stacks of one model: another is no calibration
+            raw["honest"][name if len(found["honest"]) == 1 else f"{name}/{model}"] = _rate(stacks)
     with np.load(DECISIONS, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files if key.endswith(("/scores", "/fit"))}
     raw["rows"] += list(_h200_rows(arrays))
@@ -151,11 +152,13 @@ def _h200_rows(arrays: dict[str, Any]) -> Any:
             yield {"source": "h200", "model": "tb24m", "simulated": simulated, "ours": NAMES[0], **row}
 
 
-def _experiment_stacks(path: Path, table: dict[str, Any]) -> Any:
+def _experiment_stacks(path: Path, table: dict[str, Any]) -> dict[str, list[Any]]:
+    """By model, the likelihood of every judged sequence of each honest provider."""
     with np.load(path, allow_pickle=False) as file:
-        for model, stacks in table["honest"].items():
-            for name in stacks:
-                yield file[f"{model}/{name}/tokens"][:, -1, 0].astype(np.float64)
+        return {
+            model: [file[f"{model}/{name}/tokens"][:, -1, 0].astype(np.float64) for name in stacks]
+            for model, stacks in table["honest"].items()
+        }
 
 
 def _rate(stacks: list[Any]) -> dict[str, Any]:

@@ -87,7 +87,19 @@ class Replayed:
 
 def reference_of(path: Path, dtype: str = "float32") -> Reference:
     """The verifier's model."""
-    return load_reference(f"hf:{path}", ReferenceSettings(dtype=dtype))
+    settings = ReferenceSettings(dtype=dtype)
+    if "num_experts" not in json.loads((path / "config.json").read_text()):
+        return load_reference(f"hf:{path}", settings)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from veridifr.references.hf import HfReference
+
+    model = AutoModelForCausalLM.from_pretrained(  # grouped products are made for bfloat16: each expert by itself
+        path, dtype=getattr(torch, dtype), experts_implementation="eager", local_files_only=True
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return HfReference.from_model(model.to(device), settings=settings)
 
 
 def replay(
@@ -135,6 +147,16 @@ def measure(experiment: specs.Experiment, item: Replayed, fitted: Fitted) -> tup
     ours_B = combine(totals[budgets - 1])
     theirs = [_toploc(item, int(budget)) for budget in budgets]
     return tokens, np.column_stack([ours_B, np.array(theirs)])
+
+
+def shortened(values: npt.ArrayLike, bits: int) -> npt.NDArray[np.float32]:
+    """Values as float32 with `bits` bits of mantissa, rounded to nearest: the others are 0, and compress well."""
+    exact = np.ascontiguousarray(values, dtype=np.float32)
+    if bits >= 23:
+        return exact
+    gone = 23 - bits
+    raised = exact.view(np.uint32) + np.uint32(1 << (gone - 1))
+    return (raised >> np.uint32(gone) << np.uint32(gone)).view(np.float32)
 
 
 def activation_detectors() -> tuple[str, ...]:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-WEIGHTS = ("int3", "int4", "int8", "fp8", "fp8_per_channel", "nf4", "low_rank", "pruned")
+ONLINE = {"fp8_per_channel": "fp8_per_channel", "fp8_per_tensor": "fp8"}
+"""Weights that the engine quantizes as it loads them, and activations with them; vLLM's name of the method."""
+WEIGHTS = ("int3", "int4", "int8", "fp8", *ONLINE, "nf4", "low_rank", "pruned")
+KV_CACHES = ("auto", "fp8")
 SEEDS = ("claimed", "next", "none")
 INSIDE = ("uniform", "second", "watermark")
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +28,8 @@ class Provider:
     """Who serves a model, and what is done otherwise than claimed; with nothing but a name it is honest.
 
     `honest` says so; `simulated` that the deviation is rounded numbers, not a quantized kernel. `weights` changes the
-    weights, `model` serves another model, `sampling` overrides the claim, `seeds` is `next` (seed + 1) or `none`.
+    weights (fp8_per_tensor and a `kv_cache` of fp8 need a GPU), `model` serves another model, `sampling` overrides the
+    claim, `seeds` is `next` (seed + 1) or `none`.
     `inside` changes logits inside the engine before it samples: `uniform` draws a `share` of the tokens uniformly from
     the `top_k` likeliest, `second` takes the second likeliest at every `period`-th token, `watermark` adds `bias` to
     half of the vocabulary, keyed by the token before. `engine` is vllm, or hf: transformers with cached decode in
@@ -61,6 +66,7 @@ class Provider:
     def __post_init__(self) -> None:
         _one_of(self.name, "engine", self.engine, ("vllm", "hf"))
         _one_of(self.name, "weights", self.weights, WEIGHTS)
+        _one_of(self.name, "kv_cache", self.kv_cache, KV_CACHES)
         _one_of(self.name, "seeds", self.seeds, SEEDS)
         _one_of(self.name, "inside", self.inside, INSIDE)
 
@@ -81,12 +87,29 @@ class Provider:
         changed = self.weights or self.model or self.prepend or self.keep or self.kv_cache != "auto"
         return bool(changed) and not self.honest
 
+    @property
+    def keeps_activations(self) -> bool:
+        """Whether hidden states are kept: those of honest providers, and those that can differ from them."""
+        return self.sees_activations and (self.honest or self.changes_forward_pass)
+
+    @property
+    def process(self) -> tuple[Any, ...]:
+        """What decides how an engine is started: deviating providers that agree in it can be served by one engine."""
+        return (
+            self.name if self.honest or self.tensor_parallel > 1 else "",
+            *(self.model, self.weights, self.engine, self.attention, self.dtype, self.kv_cache, self.runner),
+            *(self.compiled, self.max_num_seqs, self.chunk, self.prefix_caching, self.inside is not None),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment. `tokens` of each sequence are generated; `fit` sequences of each honest provider calibrate,
     `judged` of every provider are judged. `edges` are prefixes in tokens; `budgets` tokens of one batch.
-    `coordinates` and `step_log2` are those of the fingerprint (`FingerprintSpec`)."""
+    `coordinates` and `step_log2` are those of the fingerprint (`FingerprintSpec`). Hidden states are compared for the
+    first `activation_sequences` judged sequences (None: all). Of each detector's value `stored_bits` bits of mantissa
+    are kept: fewer make a smaller results file. A table [defaults] holds keys that every provider has unless it says
+    otherwise."""
 
     name: str
     claim: dict[str, Any]
@@ -98,6 +121,8 @@ class Experiment:
     edges: tuple[int, ...]
     budgets: tuple[int, ...]
     activation_budgets: tuple[int, ...] = (1, 2, 4, 8, 32)
+    activation_sequences: int | None = None
+    stored_bits: int = 23
     coordinates: int = 16
     step_log2: int = -4
     prompt_lengths: tuple[int, int] = (16, 48)
@@ -122,6 +147,11 @@ class Experiment:
         place = [one.name for one in self.honest].index(provider.name) if provider.honest else len(self.honest)
         return slice(place * each, place * each + (each if provider.honest else self.judged))
 
+    def states_of(self, provider: Provider) -> int:
+        """Of how many sequences a provider's hidden states are kept: always of those that everything is fitted on."""
+        judged = self.judged if self.activation_sequences is None else min(self.judged, self.activation_sequences)
+        return (judged + (self.fit if provider.honest else 0)) if provider.keeps_activations else 0
+
     @property
     def prompts(self) -> int:
         """Prompts in all."""
@@ -136,7 +166,8 @@ def read(path: Path) -> Experiment:
 def parse(text: str) -> Experiment:
     """An experiment from the text of its file."""
     given = tomllib.loads(text)
-    providers = tuple(Provider(**_known(Provider, entry, "providers")) for entry in given.pop("providers"))
+    usual = given.pop("defaults", {})
+    providers = tuple(Provider(**_known(Provider, usual | entry, "providers")) for entry in given.pop("providers"))
     models = {name: _place(entry["path"]) for name, entry in given.pop("models").items()}
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     found = Experiment(**_known(Experiment, {**fields, "models": models, "providers": providers}, "experiment"))
@@ -144,6 +175,18 @@ def parse(text: str) -> Experiment:
         raise ValueError("providers: two providers have the same name")
     if not found.honest or found.edges[-1] != found.tokens:
         raise ValueError("experiment: expected an honest provider, and the last of edges to be tokens")
+    return found
+
+
+def groups(providers: Sequence[Provider], most: int) -> list[list[Provider]]:
+    """Providers that one engine can serve one after the other, at most `most` together, in order."""
+    found: list[list[Provider]] = []
+    for one in providers:
+        fitting = [group for group in found if group[0].process == one.process and len(group) < most]
+        if fitting:
+            fitting[0].append(one)
+        else:
+            found.append([one])
     return found
 
 

@@ -22,15 +22,19 @@ from veridifr.rng import compiled
 HERE = Path(__file__).resolve().parent
 
 
-def table(experiment: specs.Experiment, model: str, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+def run(model: str, folder: Path, dtype: str, seconds: float | None = None) -> None:
+    """Replay with a reference of one dtype, in a process of its own, which may take `seconds`."""
+    out = folder / f"stacks.{dtype}.json"
+    if not out.exists():
+        words = [str(HERE / "stacks.py"), str(folder / "experiment.toml"), model, dtype, str(out)]
+        subprocess.run([sys.executable, *words], check=True, timeout=seconds)
+
+
+def table(experiment: specs.Experiment, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """By honest provider and dtype of the reference: `exact_match`, `mean_margin` and `sigma`, both in logits."""
-    source = folder / "experiment.toml"
-    for dtype in experiment.stacks:
-        out = folder / f"stacks.{dtype}.json"
-        if not out.exists():
-            subprocess.run([sys.executable, str(HERE / "stacks.py"), str(source), model, dtype, str(out)], check=True)
     parts = {dtype: json.loads((folder / f"stacks.{dtype}.json").read_text()) for dtype in experiment.stacks}
-    return {one.name: {dtype: parts[dtype][one.name] for dtype in experiment.stacks} for one in experiment.honest}
+    names = [one.name for one in experiment.honest if all(one.name in part for part in parts.values())]
+    return {name: {dtype: parts[dtype][name] for dtype in experiment.stacks} for name in names}
 
 
 def main(file: str, model: str, dtype: str, out: str) -> None:
@@ -41,6 +45,8 @@ def main(file: str, model: str, dtype: str, out: str) -> None:
     reference = scores.reference_of(path, dtype)
     found: dict[str, Any] = {}
     for provider in experiment.honest:
+        if not (Path(out).parent / f"{provider.file}.jsonl.gz").exists():
+            continue  # it failed, which the run reports
         traces, _ = scores.read_provider(Path(out).parent, provider)
         traces = traces[experiment.fit :][: experiment.stack_sequences]
         items = [item.scores for item in scores.replay(reference, 0, traces, None)]
