@@ -28,7 +28,7 @@ from _vllm_engine import ratio
 
 RESULT = _results.RESULTS / "vllm_h200.json"
 WORKER = Path(__file__).with_name("_vllm_workers.py")
-DECODE = ("1:64:8", "64:64:8", "256:64:32")
+DECODE = ("1:64:8", "64:64:8", "256:64:24")
 """Batch, tokens and pairs: the larger the batch, the more the host's own time scatters."""
 DECODED = ("b1", "b64", "b256")
 DOC = Path(__file__).resolve().parents[1] / "docs" / "vllm-reference.md"
