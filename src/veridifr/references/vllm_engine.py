@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from veridifr.errors import FingerprintError, ReferenceError, require
+from veridifr.errors import FingerprintError, ReferenceError, VeridifrError, require
 from veridifr.evidence import Evidence
 from veridifr.fingerprints.projector import Projector
 from veridifr.fingerprints.spec import FINAL, FingerprintSpec
@@ -195,8 +195,8 @@ class VllmReference(TokenizingReference):
                 for name in [part.request_id for part in parts]:
                     if name in waiting and waiting[name].rows == len(waiting[name].trace.output_token_ids):
                         backlog.add(waiting.pop(name))
-            except Exception as error:  # noqa: BLE001 (whatever it is, it is raised as soon as the step is over)
-                failed.append(error)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, VeridifrError) as error:
+                failed.append(error)  # raised as soon as the step is over
 
         with vllm_steps.listening(self._runner, take):
             try:
