@@ -49,6 +49,7 @@ def block(results: Path) -> str:
             "{:.1%} (95 % interval {:.1%} to {:.1%})".format(audits["honest_named"], *audits["honest_named_interval"]),
         ),
         *_fingerprints(prints),
+        *_engine(_figures(results / "vllm_h200.json")),
     ]
     lines = ["| figure | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
     verdicts, causes = audits["verdicts"], audits["diagnoses"]
@@ -135,6 +136,26 @@ def _fingerprints(found: dict[str, Any]) -> list[tuple[str, str]]:
             "1 to 32 tokens",
             f"{found['false_positive_rate']:.2%} (95 % interval {low:.2%} to {high:.2%}); on a stack that the "
             f"calibration lacks up to {unknown:.1%}",
+        ),
+    ]
+
+
+def _engine(found: dict[str, Any]) -> list[tuple[str, str]]:
+    speeds, lows = found["decode_with_fingerprints"], found["decode_with_fingerprints_95"]
+    powers = found["fingerprints_power_8_tokens"]
+    return [
+        (
+            "speed of replaying and scoring in vLLM on an H200 (shape of Llama 3.1 8B), over bare prefill",
+            f"{found['verify_over_prefill']['paper']:.1%} with top-k 50 and top-p 0.95, "
+            f"{found['verify_over_prefill']['unfiltered']:.1%} unfiltered; token-difr {found['peer_over_prefill']:.1%}",
+        ),
+        (
+            "speed of a vLLM provider that captures fingerprints, over one that does not, by batch",
+            ", ".join(f"{name[1:]}: {value:.1%} (95 % from {lows[name][0]:.1%})" for name, value in speeds.items()),
+        ),
+        (
+            "power of 8 tokens of one sequence with a fingerprint, vLLM on an H200, alpha 0.01 (int4 by rounded weights)",
+            ", ".join(f"{name} {value:.0%}" for name, value in powers.items()),
         ),
     ]
 
