@@ -154,7 +154,8 @@ def _engine(found: dict[str, Any]) -> list[tuple[str, str]]:
             ", ".join(f"{name[1:]}: {value:.1%} (95 % from {lows[name][0]:.1%})" for name, value in speeds.items()),
         ),
         (
-            "power of 8 tokens of one sequence with a fingerprint, vLLM on an H200, alpha 0.01 (int4 by rounded weights)",
+            "power of 8 tokens of one sequence with a fingerprint, vLLM on an H200, alpha 0.01 (int4 is rounded "
+            "weights)",
             ", ".join(f"{name} {value:.0%}" for name, value in powers.items()),
         ),
     ]
