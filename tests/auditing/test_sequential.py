@@ -17,7 +17,6 @@ from veridifr.betting import Sequential
 from veridifr.calibration import Calibration
 from veridifr.calibration_io import from_dict, to_dict
 from veridifr.errors import TraceError
-from veridifr.evidence import Evidence
 from veridifr.finding import Finding, Verdict
 from veridifr.replay import Replayer
 from veridifr.requests import Planned
@@ -31,9 +30,9 @@ class Counting(Replayer):
 
     replayed = 0
 
-    def run(self, planned: Sequence[Planned], *, label: str) -> Iterator[tuple[Planned, Evidence | None]]:
+    def map(self, planned: Sequence[Planned], work: Any, *, label: str) -> Iterator[tuple[Planned, Any]]:
         self.replayed += len(planned)
-        return super().run(planned, label=label)
+        return super().map(planned, work, label=label)
 
 
 def run(recorded: Recorded, traces: list[Trace], **options: Any) -> Finding:
