@@ -107,8 +107,7 @@ def merge(path: Path, other: Path, machine: str) -> None:
     """Add the honest stacks of another machine to the file that `collect` left."""
     with np.load(path, allow_pickle=False) as mine, np.load(other, allow_pickle=False) as theirs:
         found = merged(mine, theirs, machine, LEVELS)
-    np.savez(path.with_suffix(".part.npz"), **found)
-    path.with_suffix(".part.npz").replace(path)
+    _save(path, found)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -203,9 +202,14 @@ def collect(args: argparse.Namespace) -> None:
         for key, value in ({} if theirs is None else _toploc(own, theirs)).items():
             arrays[f"toploc/{name}/{key}"] = value
         args.out.mkdir(parents=True, exist_ok=True)
-        np.savez(path.with_suffix(".part.npz"), **arrays)  # a long run that is cut off leaves what it has
-        path.with_suffix(".part.npz").replace(path)
+        _save(path, arrays)  # a long run that is cut off leaves what it has
     print("wrote", path, path.stat().st_size, "bytes", flush=True)
+
+
+def _save(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write a file that is whole or not there."""
+    np.savez(path.with_suffix(".part.npz"), **arrays)
+    path.with_suffix(".part.npz").replace(path)
 
 
 def _made(args: argparse.Namespace, matrix: str) -> str:

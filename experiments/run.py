@@ -59,11 +59,6 @@ class Run:
     """By model and provider, the step that failed."""
 
     @property
-    def judges(self) -> int:
-        """Processes that may judge at a time."""
-        return int(self.args.judges or self.args.jobs)
-
-    @property
     def wanted(self) -> list[specs.Provider]:
         """The providers that are run."""
         only = self.args.only
@@ -94,9 +89,10 @@ def main() -> int:
     args = parser.parse_args()
     if args.deadline is not None and not args.keep_going:
         parser.error("--deadline leaves providers out: it needs --keep-going")
+    args.judges = args.judges or args.jobs
     experiment = specs.read(args.experiment)
     work = args.work or HERE / "work" / experiment.name
-    counts = {"worker.py": args.jobs, "judge.py": args.judges or args.jobs}
+    counts = {"worker.py": args.jobs, "judge.py": args.judges}
     slots = {script: threading.BoundedSemaphore(count) for script, count in counts.items()}
     run = Run(args, experiment, work, time.monotonic(), slots)
     served = {one.model for one in experiment.providers}  # in the place of another
@@ -248,7 +244,7 @@ def _each(run: Run, verb: str, leaves: str, model: str, folder: Path, providers:
     if verb == "serve":
         groups = specs.groups(missing, run.args.together)
     else:  # each process loads the reference once
-        most = max(1, -(-len(missing) // run.judges))
+        most = max(1, -(-len(missing) // run.args.judges))
         groups = [missing[first : first + most] for first in range(0, len(missing), most)]
     with ThreadPoolExecutor(max(1, len(groups))) as pool:
         names = [[one.name for one in group] for group in groups]
