@@ -26,8 +26,12 @@ STACKS = {
     "honest_one": "bfloat16, SDPA, one by one",
     "honest_decode": "bfloat16, SDPA, token by token with a cache, batches of 64",
     "honest_true": "bfloat16 by the CPU's own kernels, batches of 16",
-    "honest_vllm": "vLLM on the CPU, bfloat16, its own tokens",
+    "honest_vllm": "vLLM, bfloat16, its own tokens",
     "honest_h200": "an H200, bfloat16, SDPA, padded batches",
+    "honest_h200_eager": "an H200, bfloat16, eager, batches of 7",
+    "honest_h200_one": "an H200, bfloat16, SDPA, one by one",
+    "honest_h200_half": "an H200, float16, SDPA, padded batches",
+    "honest_h200_vllm": "vLLM on an H200, bfloat16, its own tokens",
     "honest_h200_decode": "an H200, bfloat16, SDPA, token by token with a cache, batches of 64",
     "honest_half": "float16, SDPA, padded batches",
 }
@@ -63,6 +67,10 @@ def _machine(found: Mapping[str, Any]) -> list[str]:
         cells = [f"{rows[str(t)]['pauc']:.3f} ({rows[str(t)]['pauc_95'][0]:.3f})" for t in TOKENS]
         lines.append(f"| {NAMES[name]} | {' | '.join(cells)} |")
     lines += ["", "In brackets: lower end of the 95 % interval.", ""]
+    lines += ["AUC of the same with one pass of the verifier, without sensitivities:", "", HEADER, RULE]
+    for name, rows in found["curve_of_one_pass"].items():
+        lines.append(f"| {NAMES[name]} | {' | '.join(_area(rows[str(t)]['auc']) for t in TOKENS)} |")
+    lines.append("")
     lines += ["AUC of TOPLOC's best configuration and statistic, top-k 4 to 512, and its bytes per token:", ""]
     lines += [HEADER, RULE]
     for name, rows in found["toploc_best"].items():
@@ -111,7 +119,12 @@ def _cheapest(found: Mapping[str, Any]) -> list[str]:
         pairs = [(row["tokens_to_auc_999"][n], row["bytes_saved_over_toploc"][n]) for n in names]
         cells = ["not in 32" if saved is None else f"{tokens} ({saved:.0%})" for tokens, saved in pairs]
         lines.append(f"| {label} | {row['bytes_per_token']:g} | {' | '.join(cells)} |")
-    lines += ["", "AUC of the size of the error itself (root mean square of 32 exact coordinates of each token):", ""]
+    lines += [
+        "",
+        "AUC of the size of the error itself (root mean square of 32 exact coordinates of each token, relative "
+        "to its sensitivity):",
+        "",
+    ]
     lines += [HEADER, RULE]
     for name, rows in found["auc_of_error_size"].items():
         lines.append(f"| {NAMES[name]} | {' | '.join(_area(rows[str(t)]) for t in TOKENS)} |")

@@ -47,7 +47,10 @@ def figures_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str,
     ours = [cell for method, cell in cells if method == "ours"]
     theirs = [cell for method, cell in cells if method == "toploc"]
     names = about["deviations"]
-    curve = {name: {str(t): _main_cell(arrays, about, name, i) for i, t in enumerate(TOKENS)} for name in names}
+    curve, curve_of_one_pass = (
+        {name: {str(t): _main_cell(arrays, about, kind, name, i) for i, t in enumerate(TOKENS)} for name in names}
+        for kind in ("main", "one_pass")
+    )
     cheapest = {name: {str(t): _cheapest(ours, theirs, name, t) for t in TOKENS} for name in names}
     specs = _specs(ours, cheapest)
     false = _false_positives(arrays, about["stacks"])
@@ -68,6 +71,7 @@ def figures_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str,
         "false_positive_tokens": worst,
         "false_positives": false,
         "curve": curve,
+        "curve_of_one_pass": curve_of_one_pass,
         "cheapest": cheapest,
         "auc_of_error_size": {
             n: {str(c.tokens): c.auc for method, c in cells if method == "size" and c.deviation == n} for n in names
@@ -88,16 +92,17 @@ def _cells(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[tupl
         yield method, Cell(name, int(tokens), int(size), config, counts, area(counts))
 
 
-def _honest(arrays: Mapping[str, Any], about: Mapping[str, Any], row: int) -> Any:
+def _honest(arrays: Mapping[str, Any], about: Mapping[str, Any], kind: str, row: int) -> Any:
     """The honest score of each prompt, stacks of the claimed type taking turns."""
-    stacks = np.stack([arrays[f"main/{name}"][row] for name in about["claimed"]])
+    stacks = np.stack([arrays[f"{kind}/{name}"][row] for name in about["claimed"]])
     rows = np.arange(stacks.shape[1])
     return stacks[rows % len(stacks), rows].astype(np.int64)
 
 
-def _main_cell(arrays: Mapping[str, Any], about: Mapping[str, Any], name: str, row: int) -> dict[str, Any]:
-    """AUC and partial AUC of the main specification, with intervals: prompts are drawn, both scores of each."""
-    honest, deviating = _honest(arrays, about, row), arrays[f"main/{name}"][row].astype(np.int64)
+def _main_cell(arrays: Mapping[str, Any], about: Mapping[str, Any], kind: str, name: str, row: int) -> dict[str, Any]:
+    """AUC and partial AUC of the main specification, with intervals: prompts are drawn, both scores of each. `kind`:
+    main, or one_pass for the verifier without a second one."""
+    honest, deviating = _honest(arrays, about, kind, row), arrays[f"{kind}/{name}"][row].astype(np.int64)
 
     def draw(rng: Any) -> tuple[Any, Any]:
         rows = rng.integers(0, len(honest), len(honest))

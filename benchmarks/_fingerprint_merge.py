@@ -1,7 +1,8 @@
 """Honest stacks of another machine beside those of this one, for benchmarks/fingerprints.py.
 
 Both machines replay the same tokens, each beside its own verifier in float32. A provider on the other machine would be
-judged by this machine's verifier: its error is the one beside its own verifier, and the difference of the two.
+judged by this machine's verifier: its error is the one beside its own verifier, and the difference of the two. Only an
+engine that wrote tokens of its own stays beside the other machine's verifier.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ def merged(arrays: Mapping[str, Any], other: Mapping[str, Any], machine: str, le
     for name in [key.removeprefix("error/") for key in other if key.startswith("error/honest")]:
         rest = name.removeprefix("honest").lstrip("_")
         called = "_".join(filter(None, ("honest", machine, rest)))
+        if f"own/{name}" in other:  # it wrote tokens of its own: beside the verifier that ran over them
+            for part in ("error", "wide/error", "step", "own", "sensitivity"):
+                found[f"{part}/{called}"] = other[f"{part}/{name}"]
+            continue
         step = None
         for wide in ("", "wide/"):
             mine, theirs = (values[f"{wide}own"].astype(np.float32) for values in (arrays, other))

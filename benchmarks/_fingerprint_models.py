@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,17 @@ CHANGE = 0.01
 
 def hidden(args: argparse.Namespace, name: str, sequences: Sequence[Any], tokens: int) -> Any:
     """Hidden states after the final norm, float32 [sequences, tokens, D], on the device: those that produced the first
-    `tokens` output tokens."""
+    `tokens` output tokens. The verifier is "verifier", and "rounded" its second pass."""
     import torch
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
     torch.backends.cuda.matmul.allow_tf32 = False
+    from veridifr.references.sensitivity import rounded
+
     model = _model(args, name).base_model
     batch = {"honest_eager": 7, "honest_one": 1, "honest_decode": 64}.get(name, args.batch)
     out = torch.empty((len(sequences), tokens, model.config.hidden_size), device=args.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), rounded(model) if name == "rounded" else nullcontext():
         for rows in _batches([len(prompt) for prompt, _ in sequences], batch, alike=name == "honest_decode"):
             ids = [[*sequences[i][0], *sequences[i][1][: tokens - 1]] for i in rows]
             padded = torch.zeros((len(ids), max(map(len, ids))), dtype=torch.long)
@@ -84,7 +87,7 @@ def _model(args: argparse.Namespace, name: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    emulated = args.emulate and name not in ("verifier", "honest_true")
+    emulated = args.emulate and name not in ("verifier", "rounded", "honest_true")
     found = AutoModelForCausalLM.from_pretrained(
         args.models / ("tb7m" if name == "tb7m" else args.model),
         dtype=torch.bfloat16,
@@ -93,7 +96,7 @@ def _model(args: argparse.Namespace, name: str) -> Any:
     )
     _change_weights(found, name)
     narrow = torch.float16 if name == "honest_half" else torch.bfloat16
-    found = found.to(args.device, torch.float32 if emulated or name == "verifier" else narrow).eval()
+    found = found.to(args.device, torch.float32 if emulated or name in ("verifier", "rounded") else narrow).eval()
     inner = None
     if emulated:
         emulate(found, narrow)

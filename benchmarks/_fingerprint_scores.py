@@ -18,7 +18,12 @@ Arrays = Mapping[str, Any]
 CLAIMED = ("honest", "honest_eager", "honest_one", "honest_decode", "honest_true")
 """Honest stacks of the claimed type, bfloat16: curves are against these in turn, one that is identical to another left
 out. float16 is much nearer to float32; vLLM writes tokens of its own, of which TOPLOC's statistics are not kept."""
-STACKS = (*CLAIMED, "honest_vllm", "honest_h200", "honest_h200_decode", "honest_half")
+STACKS = (
+    *CLAIMED,
+    "honest_vllm",
+    *(f"honest_h200{rest}" for rest in ("", "_eager", "_one", "_decode", "_vllm", "_half")),
+    "honest_half",
+)
 TOKENS = (1, 2, 4, 8, 16, 32)
 STATISTICS = ("mismatches", "mean", "median", "combined")
 HIDDEN = 384
@@ -40,7 +45,9 @@ SWEEP = [
     *[spec_of("wrapped2", k, -4) for k in (4, 8, 16)],
     spec_of("wrapped1", 32, -4),
     spec_of("wrapped4", 32, -6),
-    *[spec_of("wrapped2", k, -5) for k in (32, 64, 96, 128, 160)],
+    *[spec_of("wrapped2", k, -5) for k in (8, 16, 32, 64, 96, 128, 160)],
+    *[spec_of("wrapped2", k, -6) for k in (16, 32)],
+    *[spec_of("wrapped3", k, -6) for k in (8, 16)],
 ]
 """Searched for the cheapest that reaches a given power, with all tokens or every 2nd, 4th, ... carrying coordinates."""
 ENCODINGS = [
@@ -91,14 +98,18 @@ class Collected:
         self.claimed = [name for name in CLAIMED if name in self.stacks]
         self.deviations = [name for name in names if name not in STACKS]
 
-    def fit(self, spec: FingerprintSpec) -> Any:
-        """The honest scale of the calibrating prompts, all stacks of the claimed type together."""
+    def fit(self, spec: FingerprintSpec, *, plain: bool = False) -> Any:
+        """The honest scale of the calibrating prompts, all stacks of the claimed type together. `plain`: of one pass of
+        the verifier, without sensitivities."""
         rows = slice(0, self.calibrate)
-        own = self._own(spec, self.claimed[0], rows).reshape(-1, spec.k)
+        own = self._own(spec, self.claimed[0], rows)
         parts = [self._intervals(spec, self._values(spec, name, rows)) for name in self.claimed]
-        return fit_scale(Intervals.joined(parts), np.concatenate([own] * len(parts)), most=10**6)
+        apart = None if plain else self._sensitivity(self.claimed[0], rows, own.shape[1])
+        joined = None if apart is None else np.concatenate([apart.ravel()] * len(parts))
+        own = np.concatenate([own.reshape(-1, spec.k)] * len(parts))
+        return fit_scale(Intervals.joined(parts), own, joined, most=10**6)
 
-    def ratios(self, spec: FingerprintSpec, name: str, scale: Any, tokens: int = 32) -> Any:
+    def ratios(self, spec: FingerprintSpec, name: str, scale: Any, tokens: int = 32, *, plain: bool = False) -> Any:
         """Log-likelihood ratios [judged prompts, tokens, multiples]; "turn" is the honest stacks in turn."""
         rows = slice(self.calibrate, None)
         own = self._own(spec, name, rows)[:, :tokens]
@@ -108,14 +119,17 @@ class Collected:
         else:
             values = self._values(spec, name, rows)
         intervals = self._intervals(spec, values[:, :tokens])
-        found = ratios(intervals, own.reshape(-1, spec.k), scale)
+        apart = None if plain else self._sensitivity(name, rows, own.shape[1]).ravel()
+        found = ratios(intervals, own.reshape(-1, spec.k), scale, sensitivity_F=apart)
         return found.reshape(*own.shape[:2], -1)
 
     def errors(self, name: str, tokens: int) -> Any:
-        """Root mean square of the errors of the first tokens' coordinates, before any encoding, by judged prompt."""
-        levels = self.arrays[f"error/{name}"][self.calibrate :, :tokens].astype(np.float64)
-        found = np.sqrt((levels**2).mean(axis=(1, 2))) * float(self.arrays[f"step/{name}"])
-        return found
+        """Root mean square of the errors of the first tokens' coordinates, before any encoding, each relative to its
+        token's sensitivity, by judged prompt."""
+        rows = slice(self.calibrate, None)
+        levels = self.arrays[f"error/{name}"][rows, :tokens].astype(np.float64)
+        levels /= self._sensitivity(name, rows, tokens)[..., None]
+        return np.sqrt((levels**2).mean(axis=(1, 2))) * float(self.arrays[f"step/{name}"])
 
     def turn(self, stacks: Any) -> Any:
         """One stack's row for each prompt, the claimed stacks taking turns."""
@@ -132,6 +146,11 @@ class Collected:
         mean = np.where(wrong == top, 128.0, mean)
         combined = (wrong * 128 + mean * (top - wrong)) / top
         return {"mismatches": wrong, "mean": mean, "median": median, "combined": combined}
+
+    def _sensitivity(self, name: str, rows: slice, tokens: int) -> Any:
+        """Of the verifier's hidden states; a stack that wrote other tokens has its own."""
+        key = f"sensitivity/{name}" if f"sensitivity/{name}" in self.arrays else "sensitivity"
+        return self.arrays[key][rows, :tokens]
 
     def _wide(self, spec: FingerprintSpec) -> str:
         return "wide/" if spec.k > self.arrays["own"].shape[2] else ""
@@ -153,11 +172,13 @@ def kept(arrays: Arrays, calibrate: int, *, lean: bool) -> tuple[dict[str, Any],
     """Arrays to keep, and what the results file says of them. `lean`: of each method only the cells that no cheaper one
     equals, and those of `SPECS`; what is cheapest and what is best is among them."""
     source = Collected(arrays, calibrate)
-    scale = source.fit(MAIN)
+    scale, plain = source.fit(MAIN), source.fit(MAIN, plain=True)
+    print(label(MAIN), scale, "of one pass", plain, flush=True)
     cells = _frontier(_all_cells(source, lean=True)) if lean else dict(_all_cells(source, lean=False))
     counts = list(cells.values())
     found = {
         **_main(source, scale),
+        **_main(source, plain, plain=True),
         "counts": np.concatenate(counts).astype(np.uint16),
         "ends": np.cumsum([len(part) for part in counts]).astype(np.int32),
     }
@@ -166,8 +187,8 @@ def kept(arrays: Arrays, calibrate: int, *, lean: bool) -> tuple[dict[str, Any],
         "bytes_per_token": MAIN.bytes_per_token(),
         "calibrating_prompts": calibrate,
         "batches": source.count,
-        "sigma": scale.sigma,
-        "spread": scale.spread,
+        "scale": {"sigma": scale.sigma, "spread": scale.spread},
+        "scale_of_one_pass": {"sigma": plain.sigma, "spread": plain.spread},
         "deviations": source.deviations,
         "stacks": source.stacks,
         "claimed": source.claimed,
@@ -182,13 +203,13 @@ def kept(arrays: Arrays, calibrate: int, *, lean: bool) -> tuple[dict[str, Any],
     return found, about
 
 
-def _main(source: Collected, scale: Any) -> dict[str, Any]:
+def _main(source: Collected, scale: Any, *, plain: bool = False) -> dict[str, Any]:
     """Ranks of the main specification's scores, [tokens, prompts] for each condition, in prompt order. Ranks are among
     the honest scores of all stacks: odd for an honest one or an equal one, even for a deviating one between two, which
     is all that a comparison with honest scores takes."""
     scores = {}
     for name in source.stacks + source.deviations:
-        values = source.ratios(MAIN, name, scale)
+        values = source.ratios(MAIN, name, scale, plain=plain)
         scores[name] = np.stack([combine(values[:, :tokens].sum(axis=1)) for tokens in TOKENS])
     honest = [np.unique(np.stack([scores[name][row] for name in source.stacks])) for row in range(len(TOKENS))]
 
@@ -196,7 +217,7 @@ def _main(source: Collected, scale: Any) -> dict[str, Any]:
         pairs = zip(honest, values, strict=True)
         return np.stack([np.searchsorted(h, v) + np.searchsorted(h, v, "right") for h, v in pairs]).astype(np.uint16)
 
-    return {f"main/{name}": ranks(values) for name, values in scores.items()}
+    return {f"{'one_pass' if plain else 'main'}/{name}": ranks(values) for name, values in scores.items()}
 
 
 def _frontier(cells: Iterator[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""vLLM on the CPU, in its own bfloat16 and with its own scheduler, as an honest stack of benchmarks/fingerprints.py."""
+"""vLLM, in its own bfloat16 and with its own scheduler, as an honest stack of benchmarks/fingerprints.py."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ def vllm_stack(
         warnings.simplefilter("ignore")
         import vllm
 
+        shared = {"gpu_memory_utilization": 0.04, "kv_cache_memory_bytes": 4 * 2**30} if args.device != "cpu" else {}
         llm = vllm.LLM(
             str(args.models / args.model), dtype="bfloat16", max_model_len=256, max_num_seqs=64,
             max_num_batched_tokens=8192, enforce_eager=True, skip_tokenizer_init=True, worker_extension_cls=EXTENSION,
+            **shared,
         )  # fmt: skip
         width = int(llm.llm_engine.model_config.get_hidden_size())
         spec = FingerprintSpec(seed=seed, hidden_size=width, k=k, encoding="float32")
@@ -45,4 +47,4 @@ def vllm_stack(
                     if found is None:
                         raise SystemExit(f"{trace.id}: has no fingerprint")
                     values.append(np.frombuffer(found.payloads[0], "<f4").reshape(tokens, k))
-    return sequences, torch.tensor(np.stack(values))
+    return sequences, torch.tensor(np.stack(values), device=args.device)

@@ -13,7 +13,9 @@ tokens in bfloat16: honest stacks (and one in float16), and deviations. Every de
 projects what it has with the matrix for its own size, which is the best that it can do without the claimed model.
 
 With `--emulate` a provider computes in float32 and rounds what a 16-bit run would store (_fingerprint_emulation.py).
-Two honest stacks are real all the same: `honest_true`, and `honest_vllm`, vLLM on the CPU, with tokens of its own.
+Two honest stacks are real all the same: `honest_true`, and `honest_vllm`, vLLM with tokens of its own.
+
+The verifier makes a second pass in which it rounds, for the sensitivity of each hidden state; scores use it.
 
 What `collect` keeps: 32 coordinates of each hidden state, 160 of the first four (the verifier's in float16; the others'
 differences from it in steps of a sixteenth of their standard deviation), and TOPLOC's three statistics for chunks of 1
@@ -70,7 +72,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--count", type=int, default=2100)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--conditions", nargs="+", default=list(models.CONDITIONS))
+    parser.add_argument("--conditions", nargs="*", default=list(models.CONDITIONS))
     parser.add_argument("--model", default="tb24m", help="the claimed one")
     parser.add_argument("--prompt-tokens", type=int, help="run over the last ones of each prompt alone")
     parser.add_argument("--more", action="store_true", help="add the conditions to the file that is there")
@@ -166,6 +168,7 @@ def collect(args: argparse.Namespace) -> None:
 
     sequences = _sequences(args)
     path = args.out / "fingerprints.npz"
+    args.out.mkdir(parents=True, exist_ok=True)
     own = models.hidden(args, "verifier", sequences, TOKENS)
 
     def projected(states: Any) -> Any:
@@ -177,18 +180,22 @@ def collect(args: argparse.Namespace) -> None:
     arrays: dict[str, Any] = {"chunks": CHUNKS, "top_ks": TOP_KS, "hidden_size": own.shape[2]}
     arrays["made"] = _made(args, matrix)
     arrays["own"], arrays["wide/own"] = (part.half().cpu().numpy() for part in _kept(mine))
+    arrays["sensitivity"] = _sensitivity(args, sequences, own)
     if args.more:
         with np.load(path, allow_pickle=False) as file:
             if not np.array_equal(file["own"], arrays["own"]):
                 raise SystemExit(f"{path}: of another model or other sequences")
-            arrays = {key: file[key] for key in file.files}
-        arrays["made"] = f"{arrays['made']}; {', '.join(args.conditions)} added by another run"
+            arrays = {**{key: file[key] for key in file.files}, "sensitivity": arrays["sensitivity"]}
+        added = ", ".join([*args.conditions, "the sensitivity"])
+        arrays["made"] = f"{arrays['made']}; {added} added by another run at {_results.COMMIT[:7]}"
     print("matrix SHA-256", matrix, "torch", torch.__version__, flush=True)
     for name in args.conditions:
         if name == "honest_vllm":
             asked, given = vllm_stack(args, [prompt for prompt, _ in sequences], TOKENS, SEED, WIDE_K)
             theirs = None
-            reference = projected(models.hidden(args, "verifier", asked, TOKENS))
+            mine_too = models.hidden(args, "verifier", asked, TOKENS)
+            reference = projected(mine_too)
+            arrays[f"sensitivity/{name}"] = _sensitivity(args, asked, mine_too)
             arrays[f"own/{name}"] = _kept(reference)[0].half().cpu().numpy()
             error = given - reference
         else:
@@ -201,9 +208,15 @@ def collect(args: argparse.Namespace) -> None:
         print(f"{name}: error per coordinate {float(error.std()):.5f}", flush=True)
         for key, value in ({} if theirs is None else _toploc(own, theirs)).items():
             arrays[f"toploc/{name}/{key}"] = value
-        args.out.mkdir(parents=True, exist_ok=True)
         _save(path, arrays)  # a long run that is cut off leaves what it has
+    _save(path, arrays)
     print("wrote", path, path.stat().st_size, "bytes", flush=True)
+
+
+def _sensitivity(args: argparse.Namespace, sequences: Any, own: Any) -> Any:
+    """Root mean square of what rounding changes in the verifier's hidden states, [sequences, tokens]."""
+    apart = models.hidden(args, "rounded", sequences, TOKENS) - own
+    return apart.square().mean(dim=2).sqrt().cpu().numpy()
 
 
 def _save(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -78,11 +78,13 @@ class Fitted:
 
 @dataclass(frozen=True, eq=False)
 class Replayed:
-    """One sequence of a provider as the verifier sees it; `theirs` and `own` are hidden states [F, D], or None."""
+    """One sequence of a provider as the verifier sees it; `theirs` and `own` are hidden states [F, D], `sensitivity_F`
+    how far rounding moves them, or None."""
 
     scores: Scores
     theirs: npt.NDArray[np.float32] | None
     own: npt.NDArray[np.float32] | None
+    sensitivity_F: npt.NDArray[np.float32] | None
 
 
 def reference_of(path: Path, dtype: str = "float32") -> Reference:
@@ -108,18 +110,20 @@ def replay(
     """Each trace's scores under its claim, with both sides' hidden states where `states` [S, F, D] are given; `size` is
     the reference's hidden size."""
     if states is not None:
-        measuring = reference.measuring(FingerprintSpec(seed=0, hidden_size=size, k=size, encoding="float32"))
+        whole = FingerprintSpec(seed=0, hidden_size=size, k=size, encoding="float32")
+        measuring = reference.measuring(whole, sensitivity=True)
         assert measuring is not None
         reference = measuring
     found: dict[str, Evidence] = {item.trace_id: item for item in reference.evidence(traces)}
     for number, trace in enumerate(traces):
         item = found[trace.id]
-        theirs = own = None
+        theirs = own = apart = None
         if states is not None:
-            assert item.projections_AFK is not None
+            assert item.projections_AFK is not None and item.sensitivity_AF is not None
             theirs = (states[number].astype(np.uint32) << 16).view(np.float32)
             own = _unprojected(item.projections_AFK[0, : len(theirs)], size)
-        yield Replayed(score_claim(trace, item, eos_ids=reference.eos_ids), theirs, own)
+            apart = item.sensitivity_AF[0, : len(theirs)]
+        yield Replayed(score_claim(trace, item, eos_ids=reference.eos_ids), theirs, own, apart)
 
 
 def fit(experiment: specs.Experiment, honest: Sequence[Sequence[Replayed]]) -> Fitted:
@@ -127,10 +131,11 @@ def fit(experiment: specs.Experiment, honest: Sequence[Sequence[Replayed]]) -> F
     together = [item.scores for items in honest for item in items]
     likelihood = fit_statistic(together)
     known = [item for items in honest for item in items if item.own is not None]
+    apart = [item.sensitivity_F for item in known if item.sensitivity_F is not None]
     scale = None
     if known:
         intervals, own = zip(*(_coded(experiment, item) for item in known), strict=True)
-        scale = fit_scale(Intervals.joined(intervals), np.concatenate(own))
+        scale = fit_scale(Intervals.joined(intervals), np.concatenate(own), np.concatenate(apart))
     return Fitted(likelihood, fit_named(together, likelihood.sigma), scale)
 
 
@@ -142,7 +147,7 @@ def measure(experiment: specs.Experiment, item: Replayed, fitted: Fitted) -> tup
     if item.own is None or fitted.scale is None:
         return tokens, None
     intervals, own = _coded(experiment, item)
-    totals = np.cumsum(ratios(intervals, own, fitted.scale), axis=0)
+    totals = np.cumsum(ratios(intervals, own, fitted.scale, sensitivity_F=item.sensitivity_F), axis=0)
     budgets = np.asarray(experiment.activation_budgets)
     ours_B = combine(totals[budgets - 1])
     theirs = [_toploc(item, int(budget)) for budget in budgets]

@@ -177,6 +177,7 @@ def _calibrate(command: argparse.ArgumentParser) -> None:
         help="smallest logit noise that a consistent verdict rules out (default: twice the honest)",
     )
     _specification(command)
+    _sensitivity(command)
     _sampler(command)
     command.add_argument("--resume", type=Path, metavar="FILE", help="keep evidence here, and go on from it")
     _quiet(command)
@@ -218,12 +219,22 @@ def _replay(command: argparse.ArgumentParser) -> None:
     _reference_options(command)
     command.add_argument("--out", required=True, type=Path, metavar="EVIDENCE", help="written, or gone on with")
     _specification(command)
+    _sensitivity(command)
     _quiet(command)
 
 
 def _specification(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--fingerprints", type=Path, metavar="SPEC", help="a fingerprint specification (JSON): also project by it"
+    )
+
+
+def _sensitivity(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="judge fingerprints against how far rounding moves each hidden state: finds far smaller deviations, and "
+        "takes the reference a second forward pass, in float32",
     )
 
 

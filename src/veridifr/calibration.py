@@ -186,21 +186,29 @@ def calibrate(
     replayer: Replayer | None = None,
     seed: int = 0,
     fingerprints: FingerprintSpec | None = None,
+    sensitivity: bool = False,
     sampler: str = "auto",
 ) -> Calibration:
     """Build a calibration from honest traces, pooled over `stacks`.
 
     `detect_sigma` (logits) is the smallest deviation that a consistent verdict will rule out; default twice the honest
     effective logit noise, more where the noise is not known (`fitting.declared_by_default`). With `fingerprints` every
-    honest trace must carry one of that specification, and audits can use them. `sampler` is auto (the contract that the
-    engine records imply) or unknown: seeds and engines are not looked at, and audits are of the tokens' distribution.
-    Raises `CalibrationError` where the traces do not agree in model, sampling or engine, or are too few.
+    honest trace must carry one of that specification, and audits can use them; with `sensitivity` they are judged
+    against how far rounding moves each hidden state, for a second forward pass of the reference. `sampler` is auto (the
+    contract that the engine records imply) or unknown: seeds and engines are not looked at, and audits are of the
+    tokens' distribution. Raises `CalibrationError` where the traces do not agree in model, sampling or engine, or are
+    too few.
     """
     if not stacks or not all(stack.traces for stack in stacks):
         raise CalibrationError("calibration: got no honest traces")
-    replayer = (replayer or Replayer(reference)).with_projections(fingerprints)
+    if sensitivity and fingerprints is None:
+        raise CalibrationError("calibration: sensitivity: is that of fingerprints; got none")
+    replayer = (replayer or Replayer(reference)).with_projections(fingerprints, sensitivity=sensitivity)
     first = stacks[0].traces[0]
-    scored = [(stack, *score_stack(stack, first, replayer, fingerprints, sampler)) for stack in stacks]
+    scored = [
+        (stack, *score_stack(stack, first, replayer, fingerprints, sampler, sensitivity=sensitivity))
+        for stack in stacks
+    ]
     parts = [split(items) for _, _, items in scored]
     for (stack, _, items), (fit, null) in zip(scored, parts, strict=True):
         if len(fit) < FEWEST_FIT or len(null) < FEWEST_NULL:
@@ -243,6 +251,7 @@ def calibrate(
             edges,
             [item.measured for fit, _ in parts for item in fit],
             [(stack.name, [item.measured for item in null]) for stack, (_, null) in zip(stacks, parts, strict=True)],
+            sensitivity=sensitivity,
         ),
         heats=HEATS if unknown else (),
         seeded_tokens=seeded_tokens([(item.scores, item.planned.end) for item in whole], statistic, detect, edges)

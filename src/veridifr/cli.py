@@ -149,6 +149,7 @@ def _calibrate(given: argparse.Namespace) -> int:
         detect_sigma=given.detect,
         replayer=Replayer(reference, spool=given.resume, quiet=given.quiet),
         fingerprints=_specification(given),
+        sensitivity=given.sensitivity,
         sampler=given.sampler,
     )
     write_calibration(given.out, calibration)
@@ -175,7 +176,9 @@ def _replay(given: argparse.Namespace) -> int:
         for trace in traces
     ]
     done, refused = 0, []
-    replayer = Replayer(reference, spool=given.out, quiet=given.quiet).with_projections(_specification(given))
+    replayer = Replayer(reference, spool=given.out, quiet=given.quiet).with_projections(
+        _specification(given), sensitivity=given.sensitivity
+    )
     for item, evidence in replayer.run(planned, label="replay"):
         done += evidence is not None
         if evidence is None:

@@ -51,7 +51,8 @@ class Evidence:
     to: the claimed one, or 1 for greedy.
 
     `projections_AFK`: the reference's own fingerprint, projections of its hidden states [taps, entries, k] by the
-    specification that the reference was asked for; None if it was asked for none.
+    specification that the reference was asked for; None if it was asked for none. `sensitivity_AF`: the root mean
+    square, over a hidden state's coordinates, of what rounding changes in it [taps, entries]; None if not asked for.
 
     `race`: whose winner the listing is sure to hold though its tail is long; None where the tail alone decides.
     """
@@ -70,6 +71,7 @@ class Evidence:
     tail_T: npt.NDArray[np.float64]
     hot_tail_T: npt.NDArray[np.float64]
     projections_AFK: npt.NDArray[np.float32] | None = None
+    sensitivity_AF: npt.NDArray[np.float32] | None = None
     race: Race | None = None
 
     @property
@@ -114,6 +116,11 @@ class Evidence:
         own = self.projections_AFK
         if own is not None and not (own.ndim == 3 and own.shape[1] <= tokens and np.isfinite(own).all()):
             raise self._error("projections", "expected finite values [taps, entries, k]")
+        apart = self.sensitivity_AF
+        if apart is not None and not (
+            own is not None and apart.shape == own.shape[:2] and np.isfinite(apart).all() and (apart > 0).all()
+        ):
+            raise self._error("sensitivity", "expected values above 0, one for each entry of the projections")
         if self.race is not None and not ((self.race.open_O >= 0) & (self.race.open_O < tokens)).all():
             raise self._error("race", "an open token is outside the output")
         if count:

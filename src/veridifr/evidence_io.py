@@ -6,8 +6,9 @@ record describes the reference and has no arrays. An incomplete last record is w
 ignore it, writers cut it off. Nothing is unpickled; every length is checked before anything is read.
 
 Format 2 is written where the reference also projects its hidden states: a record may then have the key `projections`,
-three sizes (taps, entries, k), and that many float32 values after the other arrays. In both formats a record may have
-the key `race`: contract, seed, temperature and the list of open tokens (`evidence.Race`).
+three sizes (taps, entries, k), and that many float32 values after the other arrays. Format 3 is written where it also
+gives their sensitivity to rounding: of each entry of each tap one more float32 value, after those. In all formats a
+record may have the key `race`: contract, seed, temperature and the list of open tokens (`evidence.Race`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from veridifr.trace import MAX_TOKEN_ID, MAX_TOKENS
 MAGIC = b"veridifr-evidence 1\n"
 MAGIC_2 = b"veridifr-evidence 2\n"
 """Of a file with projections; older versions of this package refuse it."""
+MAGIC_3 = b"veridifr-evidence 3\n"
+"""Of a file with projections and their sensitivity."""
+_MAGICS = (MAGIC, MAGIC_2, MAGIC_3)
 _MAX_HEADER = 65536
 _HASH = 32
 _PER_TOKEN = (
@@ -84,8 +88,7 @@ class EvidenceWriter:
             self._file.seek(end)
         else:
             self._file = path.open("wb")
-            magic = MAGIC if header.settings.get("fingerprints") is None else MAGIC_2
-            self._file.write(magic + _record(header.to_json(), b""))
+            self._file.write(_magic(header) + _record(header.to_json(), b""))
         self._file.flush()
 
     def append(self, evidence: Evidence) -> None:
@@ -103,6 +106,9 @@ class EvidenceWriter:
         if own_AFK is not None:
             header["projections"] = list(own_AFK.shape)
             body += np.ascontiguousarray(own_AFK, dtype="<f4").tobytes()
+        if evidence.sensitivity_AF is not None:
+            header["sensitivity"] = True
+            body += np.ascontiguousarray(evidence.sensitivity_AF, dtype="<f4").tobytes()
         if (race := evidence.race) is not None:  # a reader that does not know it only sees the long tail
             header["race"] = [race.contract, race.seed, race.temperature, race.open_O.tolist()]
         self._file.write(_record(header, body))
@@ -127,8 +133,8 @@ def scan(path: Path) -> tuple[EvidenceHeader, dict[str, Place]]:
     """The header of an evidence file and the place of each complete record, by trace digest. Arrays are not read."""
     with _open(path) as file:
         size = path.stat().st_size
-        if file.read(len(MAGIC)) not in (MAGIC, MAGIC_2):
-            raise EvidenceError(f"{path}: not an evidence file of format 1 or 2")
+        if file.read(len(MAGIC)) not in _MAGICS:
+            raise EvidenceError(f"{path}: not an evidence file of format 1, 2 or 3")
         first = _read_header(file, path, size)
         if first is None:
             raise EvidenceError(f"{path}: the file ends inside its header")
@@ -188,7 +194,10 @@ def _unpack(entry: Mapping[str, Any], body: memoryview) -> Evidence:
             start = stop
     sizes = entry.get("projections")
     if sizes is not None:
-        fields["projections_AFK"] = np.frombuffer(body[start:], dtype="<f4").reshape(sizes)
+        values, count = np.frombuffer(body[start:], dtype="<f4"), math.prod(sizes)
+        fields["projections_AFK"] = values[:count].reshape(sizes)
+        if entry.get("sensitivity") is True:
+            fields["sensitivity_AF"] = values[count:].reshape(sizes[:2])
     fields["race"] = _race(entry.get("race"))
     counts = fields.pop("counts").astype(np.int64)
     return Evidence(
@@ -269,7 +278,10 @@ def _projection_size(entry: Mapping[str, Any], path: Path) -> int:
     for size, limit in zip(sizes, _PROJECTION_LIMITS, strict=True):
         if type(size) is not int or not 0 <= size <= limit:
             raise EvidenceError(f"{path}: projections: got {size!r:.40}, expected an integer from 0 to {limit}")
-    return 4 * math.prod(sizes)
+    more = entry.get("sensitivity")
+    if more is not None and more is not True:
+        raise EvidenceError(f"{path}: sensitivity: got {more!r:.40}, expected true or nothing")
+    return 4 * (math.prod(sizes) + (math.prod(sizes[:2]) if more is True else 0))
 
 
 def _parse_header(entry: Mapping[str, Any], path: Path) -> EvidenceHeader:
@@ -290,8 +302,15 @@ def _parse_header(entry: Mapping[str, Any], path: Path) -> EvidenceHeader:
 
 def _comparable(header: EvidenceHeader) -> tuple[Any, ...]:
     """What must be equal for two runs to share a file: threads and library versions may differ."""
-    keys = ("dtype", "tail_mass", "list_bytes", "fingerprints", "top_logprobs")
+    keys = ("dtype", "tail_mass", "list_bytes", "fingerprints", "sensitivity", "top_logprobs")
     return (header.weights, header.vocab_size, tuple(header.settings.get(key) for key in keys))
+
+
+def _magic(header: EvidenceHeader) -> bytes:
+    """The first line of a file with this header."""
+    if header.settings.get("fingerprints") is None:
+        return MAGIC
+    return MAGIC_2 if header.settings.get("sensitivity") is None else MAGIC_3
 
 
 def _killed_at_start(path: Path) -> bool:
@@ -299,11 +318,8 @@ def _killed_at_start(path: Path) -> bool:
     with _open(path) as file:
         raw = file.read(len(MAGIC) + 4)
     if len(raw) < len(MAGIC):
-        return MAGIC.startswith(raw) or MAGIC_2.startswith(raw)
-    return (
-        raw.startswith((MAGIC, MAGIC_2))
-        and path.stat().st_size < _first_end(path) <= len(MAGIC) + 4 + _MAX_HEADER + _HASH
-    )
+        return any(magic.startswith(raw) for magic in _MAGICS)
+    return raw.startswith(_MAGICS) and path.stat().st_size < _first_end(path) <= len(MAGIC) + 4 + _MAX_HEADER + _HASH
 
 
 def _first_end(path: Path) -> int:

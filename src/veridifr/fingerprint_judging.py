@@ -49,10 +49,8 @@ class Settled:
             raise FingerprintError("fingerprint: not settled")
         if self.openings is not None:
             self.openings.check(trace, whole.spec)
-            place, own_AFK = whole.spec.taps.index(self.openings.tap), evidence.projections_AFK
-            if own_AFK is not None:
-                evidence = replace(evidence, projections_AFK=own_AFK[place : place + 1])
-        return measure(trace, evidence, null.spec)
+            evidence = _alone(evidence, whole.spec.taps.index(self.openings.tap))
+        return measure(trace, evidence, null.spec, sensitivity=null.sensitivity)
 
 
 def settle(mode: str | Openings, traces: Sequence[Trace], calibration: Calibration, replayer: Replayer) -> Settled:
@@ -76,12 +74,12 @@ def settle(mode: str | Openings, traces: Sequence[Trace], calibration: Calibrati
         why = "they were switched off"
     elif not (must or sent):
         why = "no trace has one"
-    elif not must and replayer.reference.measuring(null.spec) is None:
-        why = "the reference cannot give projections"
+    elif not must and replayer.reference.measuring(null.spec, sensitivity=null.sensitivity) is None:
+        why = "the reference cannot give projections" + " and their sensitivity" * null.sensitivity
     if null is None or why is not None:
         said = (f"Fingerprints are not used: {why}. The verdict is about tokens alone.",) if why else ()
         return Settled(replayer=replayer, calibration=calibration, null=None, assumptions=said)
-    measuring = replayer.with_projections(null.spec)
+    measuring = replayer.with_projections(null.spec, sensitivity=null.sensitivity)
     if openings is None:
         return Settled(replayer=measuring, calibration=calibration, null=null)
     told = (
@@ -147,6 +145,16 @@ def weigh(
     covered = sum(one.tokens for one in measured) / owed if owed else 0.0
     joined = replace(found, p_value=min(1.0, 2 * lower), fingerprints=summary)
     return _conclude(joined, summary, covered, alpha)
+
+
+def _alone(evidence: Evidence, tap: int) -> Evidence:
+    """Evidence with what it says of one tap's hidden states alone."""
+    own_AFK, apart_AF = evidence.projections_AFK, evidence.sensitivity_AF
+    return replace(
+        evidence,
+        projections_AFK=None if own_AFK is None else own_AFK[tap : tap + 1],
+        sensitivity_AF=None if apart_AF is None else apart_AF[tap : tap + 1],
+    )
 
 
 def explained(summary: FingerprintSummary) -> Diagnosis:

@@ -48,6 +48,8 @@ class FingerprintNull:
     spec: FingerprintSpec
     scales: tuple[ErrorScale, ...]
     stacks: tuple[NullStack, ...]
+    sensitivity: bool = False
+    """Whether the scales are relative to how sensitive each hidden state is to rounding, which evidence then holds."""
 
     def alone(self, tap: str) -> FingerprintNull:
         """The part about one of the taps. `FingerprintError` for another tap."""
@@ -57,7 +59,7 @@ class FingerprintNull:
             replace(stack, sequences=tuple(replace(one, scores=(one.scores[row],)) for one in stack.sequences))
             for stack in self.stacks
         ]
-        return FingerprintNull(spec=spec, scales=(self.scales[place],), stacks=tuple(stacks))
+        return replace(self, spec=spec, scales=(self.scales[place],), stacks=tuple(stacks))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,13 +70,19 @@ class Measured:
     tokens: int
     claimed_A: tuple[Intervals, ...]
     own_AFK: npt.NDArray[np.float32]
+    sensitivity_AF: npt.NDArray[np.float32] | None = None
+
+    @property
+    def sensitivity_A(self) -> Sequence[npt.NDArray[np.float32] | None]:
+        """Sensitivities at each tap, or None."""
+        return [None] * len(self.own_AFK) if self.sensitivity_AF is None else list(self.sensitivity_AF)
 
 
-def measure(trace: Trace, evidence: Evidence, spec: FingerprintSpec) -> Measured:
+def measure(trace: Trace, evidence: Evidence, spec: FingerprintSpec, *, sensitivity: bool = False) -> Measured:
     """The fingerprint of `trace`, as the provider sent it, against evidence for the first tokens of its output.
 
     Raises `FingerprintError` if there is none to compare: it is missing, malformed, too short or of another
-    specification, or the evidence holds no projections.
+    specification, or the evidence holds no projections, or with `sensitivity` none of that.
     """
     found = fingerprint_of(trace, spec)
     if found is None:
@@ -85,6 +93,8 @@ def measure(trace: Trace, evidence: Evidence, spec: FingerprintSpec) -> Measured
         raise FingerprintError("evidence: holds no projections of this specification")
     if not np.isfinite(own_AFK).all():
         raise FingerprintError("evidence: the reference's own projections are not finite")
+    if sensitivity and evidence.sensitivity_AF is None:
+        raise FingerprintError("evidence: does not say how sensitive the projections are to rounding")
     claimed = [found.intervals(tap) for tap in range(len(spec.taps))]
     return Measured(
         id=trace.id,
@@ -94,6 +104,7 @@ def measure(trace: Trace, evidence: Evidence, spec: FingerprintSpec) -> Measured
             for one in claimed
         ),
         own_AFK=own_AFK,
+        sensitivity_AF=evidence.sensitivity_AF if sensitivity else None,
     )
 
 
@@ -102,8 +113,10 @@ def prefix_scores(
 ) -> Floats:
     """Scores of the first `edges[i]` tokens: row 0 is over all taps; with several taps a row for each follows."""
     ratios_AFM = np.stack([
-        ratios(claimed, own, scale)
-        for claimed, own, scale in zip(measured.claimed_A, measured.own_AFK, scales, strict=True)
+        ratios(claimed, own, scale, sensitivity_F=apart)
+        for claimed, own, scale, apart in zip(
+            measured.claimed_A, measured.own_AFK, scales, measured.sensitivity_A, strict=True
+        )
     ])  # fmt: skip
     last_E = np.array([spec.entries(edge) for edge in edges], dtype=np.int64) - 1
     totals_AEM = np.cumsum(ratios_AFM, axis=1)[:, last_E]
@@ -117,15 +130,20 @@ def fit_null(
     edges: Sequence[int],
     fit: Sequence[Measured | None],
     null: Sequence[tuple[str, Sequence[Measured | None]]],
+    *,
+    sensitivity: bool = False,
 ) -> FingerprintNull | None:
-    """Fit the error scales to `fit` and score `null`, the sequences of each stack, with them. None without `spec`."""
+    """Fit the error scales to `fit` and score `null`, the sequences of each stack, with them. None without `spec`. With
+    `sensitivity` all were measured with it."""
     if spec is None:
         return None
     fitted = [one for one in fit if one is not None]
     scales = []
     for tap in range(len(spec.taps)):
         joined = Intervals.joined([one.claimed_A[tap] for one in fitted])
-        scales.append(fit_scale(joined, np.concatenate([one.own_AFK[tap] for one in fitted])))
+        own = np.concatenate([one.own_AFK[tap] for one in fitted])
+        known = [one.sensitivity_AF[tap] for one in fitted if one.sensitivity_AF is not None]
+        scales.append(fit_scale(joined, own, np.concatenate(known) if sensitivity else None))
     stacks = []
     for name, sequences in null:
         rows = []
@@ -133,12 +151,14 @@ def fit_null(
             found = prefix_scores(one, spec, scales, [edge for edge in edges if edge <= one.tokens])
             rows.append(NullSequence(id=one.id, scores=tuple(tuple(row) for row in found.tolist())))
         stacks.append(NullStack(name=name, sequences=tuple(rows)))
-    return FingerprintNull(spec=spec, scales=tuple(scales), stacks=tuple(stacks))
+    return FingerprintNull(spec=spec, scales=tuple(scales), stacks=tuple(stacks), sensitivity=sensitivity)
 
 
-def measure_honest(trace: Trace, evidence: Evidence, spec: FingerprintSpec | None, where: str) -> Measured | None:
+def measure_honest(
+    trace: Trace, evidence: Evidence, spec: FingerprintSpec | None, where: str, *, sensitivity: bool = False
+) -> Measured | None:
     """As `measure`, for a calibration: None without `spec`, `CalibrationError` where nothing can be compared."""
     try:
-        return None if spec is None else measure(trace, evidence, spec)
+        return None if spec is None else measure(trace, evidence, spec, sensitivity=sensitivity)
     except FingerprintError as error:
         raise CalibrationError(f"{where}: {error}") from error

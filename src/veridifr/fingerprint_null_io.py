@@ -28,6 +28,7 @@ def null_to_dict(null: FingerprintNull) -> dict[str, Any]:
             }
             for stack in null.stacks
         ],
+        **({"sensitivity": True} if null.sensitivity else {}),
     }
 
 
@@ -51,8 +52,11 @@ def null_from_value(value: object, stacks: Sequence[Stack], edges: Sequence[int]
         _stack(f"fingerprints.stacks[{i}]", entry, stack, edges, rows)
         for i, (entry, stack) in enumerate(zip(entries, stacks, strict=True))
     )
+    sensitivity = fields.optional("sensitivity")
+    if sensitivity is not None and sensitivity is not True:
+        raise CalibrationError(f"fingerprints.sensitivity: got {sensitivity!r:.40}, expected true or nothing")
     fields.finish()
-    return FingerprintNull(spec=spec, scales=scales, stacks=found)
+    return FingerprintNull(spec=spec, scales=scales, stacks=found, sensitivity=sensitivity is True)
 
 
 def _scale(index: int, value: object) -> ErrorScale:

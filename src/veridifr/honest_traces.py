@@ -69,7 +69,13 @@ class HonestScored:
 
 
 def score_stack(
-    stack: HonestTraces, first: Trace, replayer: Replayer, spec: FingerprintSpec | None, sampler: str
+    stack: HonestTraces,
+    first: Trace,
+    replayer: Replayer,
+    spec: FingerprintSpec | None,
+    sampler: str,
+    *,
+    sensitivity: bool = False,
 ) -> tuple[str, list[HonestScored]]:
     """The contract that a stack's traces ran under, and their scores.
 
@@ -107,7 +113,7 @@ def score_stack(
             raise CalibrationError(f"{where}: {error}") from error
         if not scores.usable_T.any():
             raise CalibrationError(f"{where}: {ALL_BOUNDS}")
-        return scores, measure_honest(sent[trace.id], evidence, spec, where)
+        return scores, measure_honest(sent[trace.id], evidence, spec, where, sensitivity=sensitivity)
 
     for item, made in replayer.map(planned, scored, label=f"replay {stack.name}"):
         if made is None:

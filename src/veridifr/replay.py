@@ -35,16 +35,17 @@ class Replayer:
         self.spool = spool
         self.quiet = quiet
 
-    def with_projections(self, spec: FingerprintSpec | None) -> Replayer:
-        """The same with projections by `spec` in its evidence, itself for None. `ReferenceError` if it cannot give
-        them."""
+    def with_projections(self, spec: FingerprintSpec | None, *, sensitivity: bool = False) -> Replayer:
+        """The same with projections by `spec` in its evidence, and with `sensitivity` how far rounding moves them;
+        itself for None. `ReferenceError` if it cannot give them."""
         if spec is None:
             return self
-        reference = self.reference.measuring(spec)
+        reference = self.reference.measuring(spec, sensitivity=sensitivity)
         if reference is None:
+            what, use = ("projections and their sensitivity", " in float32") if sensitivity else ("projections", "")
             raise ReferenceError(
-                f"reference {self.reference.name}: cannot give projections for fingerprints of specification "
-                f"{spec.digest().hex()[:16]}; use hf:DIR, or evidence that was made with it"
+                f"reference {self.reference.name}: cannot give {what} for fingerprints of specification "
+                f"{spec.digest().hex()[:16]}; use hf:DIR{use}, or evidence that was made with it"
             )
         return Replayer(reference, spool=self.spool, quiet=self.quiet)
 

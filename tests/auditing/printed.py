@@ -86,7 +86,7 @@ def _once(folder: Path) -> Recorded:
     model = load(f"hf:{model_path()}", ReferenceSettings(device="cpu", threads=1))
     file = folder / "evidence"
     replayed = [replace(t, extra={}) for name in SIZES for t in sets[name]]
-    replayer = Replayer(model, spool=file).with_projections(SPEC)
+    replayer = Replayer(model, spool=file).with_projections(SPEC, sensitivity=True)
     assert all(evidence for _, evidence in replayer.run(planned(replayed), label="record"))
     calibration = calibrate(
         [HonestTraces(name="calibration.v1", traces=sets["calibration.v1"])],

@@ -228,7 +228,7 @@ def test_without_a_calibration_of_fingerprints(printed: Recorded) -> None:
 
 def test_evidence_without_projections(printed: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = printed.reference
-    monkeypatch.setattr(reference, "measuring", lambda spec: None)
+    monkeypatch.setattr(reference, "measuring", lambda spec, sensitivity: None)
     with pytest.raises(ReferenceError, match="cannot give projections"):
         audit(printed["v1"], reference, printed.calibration, fingerprints="required")
     finding = audit(printed["v1"], reference, printed.calibration, ALPHA)

@@ -42,6 +42,22 @@ def test_fingerprints_are_read_again(tmp_path: Path) -> None:
     assert "fingerprints" not in to_dict(SMALL)
 
 
+def test_sensitivity_is_said_only_where_it_is_used(tmp_path: Path) -> None:
+    assert PRINTED.fingerprints is not None
+    sensitive = replace(PRINTED, fingerprints=replace(PRINTED.fingerprints, sensitivity=True))
+    assert "sensitivity" not in to_dict(PRINTED)["fingerprints"]
+    write_calibration(tmp_path / "c", sensitive)
+    assert read_calibration(tmp_path / "c")[0] == sensitive
+
+
+@pytest.mark.parametrize("value", [False, 1, "yes", []])
+def test_what_a_calibration_says_of_sensitivity(value: object) -> None:
+    whole = copy.deepcopy(to_dict(PRINTED))
+    whole["fingerprints"]["sensitivity"] = value
+    with pytest.raises(CalibrationError, match=r"fingerprints\.sensitivity: got"):
+        from_dict(whole)
+
+
 @pytest.mark.parametrize("where", list(paths(to_dict(PRINTED)["fingerprints"])), ids=str)
 @pytest.mark.parametrize("value", ["x", -1, None, [], {}])
 def test_every_field_of_fingerprints_is_checked(where: tuple[str | int, ...], value: Any) -> None:

@@ -79,3 +79,53 @@ def test_projections_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(EvidenceError, match="projections: expected finite"):
         list(evidence_io.read_all(path))
+
+
+SENSITIVE = replace(PROJECTING, settings={**PROJECTING.settings, "sensitivity": "bfloat16"})
+
+
+def sensitive(number: int) -> Evidence:
+    found = projected(number)
+    assert found.projections_AFK is not None
+    return replace(found, sensitivity_AF=np.abs(found.projections_AFK[..., 0]) + np.float32(0.001))
+
+
+def test_sensitivities_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    made = [sensitive(0), projected(1), sensitive(2)]
+    writer = EvidenceWriter(path, SENSITIVE)
+    for item in made:
+        writer.append(item)
+    writer.close()
+    assert path.read_bytes().startswith(evidence_io.MAGIC_3)
+    for got, wanted in zip(evidence_io.read_all(path), made, strict=True):
+        assert got.projections_AFK is not None and wanted.projections_AFK is not None
+        assert np.array_equal(got.projections_AFK, wanted.projections_AFK)
+        assert (got.sensitivity_AF is None) == (wanted.sensitivity_AF is None)
+        if got.sensitivity_AF is not None and wanted.sensitivity_AF is not None:
+            assert np.array_equal(got.sensitivity_AF, wanted.sensitivity_AF)
+    with pytest.raises(EvidenceError, match="equal settings"):
+        EvidenceWriter(path, PROJECTING)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_sensitivities_that_mean_nothing_are_refused(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    found = sensitive(1)
+    assert found.sensitivity_AF is not None
+    found.sensitivity_AF[1, 0] = value
+    writer = EvidenceWriter(path, SENSITIVE)
+    writer.append(found)
+    writer.close()
+    with pytest.raises(EvidenceError, match="sensitivity: expected values above 0"):
+        list(evidence_io.read_all(path))
+
+
+@pytest.mark.parametrize("value", [1, False, "yes", [2, 3]])
+def test_what_a_record_says_of_sensitivities(value: object, tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    entry = {"id": "a", "digest": "d", "vocab_size": 9, "temperature": 1.0, "tokens": 0, "candidates": 0}
+    told = {**entry, "projections": [1, 1, 1], "sensitivity": value}
+    path.write_bytes(evidence_io.MAGIC_3 + record(SENSITIVE.to_json()) + record(told))
+    with pytest.raises(EvidenceError, match="sensitivity: got"):
+        evidence_io.scan(path)

@@ -179,3 +179,65 @@ def test_no_entries_say_nothing() -> None:
     """No evidence is a score of 0, which is no divergence and no consistency: a caller counts entries."""
     intervals = to_intervals(MAIN, 0, to_codes(MAIN, 0, np.zeros((0, 16))))
     assert ratios(intervals, np.zeros((0, 16)), ErrorScale(sigma=1.0)).shape == (0, len(MULTIPLES))
+
+
+def uneven(seed: int, size: int = 4000) -> tuple[Any, Any]:
+    """Hidden states, and how sensitive each is: four times as much in one as in another."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(size, SIZE)), np.exp2(rng.uniform(-7, -5, size=size))
+
+
+def test_with_sensitivities_sigma_is_relative_to_them() -> None:
+    own, sensitivity = uneven(1)
+    theirs = own + np.random.default_rng(2).normal(size=own.shape) * 1.5 * sensitivity[:, None]
+    intervals = to_intervals(MAIN, 0, to_codes(MAIN, 0, project(theirs, MAIN.seed, MAIN.k)))
+    scale = fit_scale(intervals, project(own, MAIN.seed, MAIN.k), sensitivity)
+    assert scale.sigma == pytest.approx(1.5, rel=0.1)
+    assert scale.spread <= 0.1
+    plain = fit_scale(intervals, project(own, MAIN.seed, MAIN.k))
+    assert plain.spread >= 0.3  # what the sensitivities explain
+
+
+@pytest.mark.parametrize("encoding", ["wrapped2", "float32", "scaled8", "sign"])
+def test_each_entry_has_the_scale_of_its_sensitivity(encoding: str) -> None:
+    """Against the score of each entry by itself; sensitivities on the grid, so that rounding changes nothing."""
+    spec = spec_of(encoding)
+    own, _ = uneven(3, 12)
+    sensitivity = np.exp2(np.random.default_rng(4).integers(-32, -16, size=12) / 4)
+    intervals = to_intervals(spec, 0, to_codes(spec, 0, project(noisy(own, SIGMA), spec.seed, spec.k)))
+    mine = project(own, spec.seed, spec.k)
+    found = ratios(intervals, mine, ErrorScale(sigma=1.2, spread=0.2), sensitivity_F=sensitivity)
+    for row in range(12):
+        one = slice(row, row + 1)
+        part = Intervals(low_FK=intervals.low_FK[one], high_FK=intervals.high_FK[one], period_K=intervals.period_K)
+        alone = ratios(part, mine[one], ErrorScale(sigma=1.2 * sensitivity[row], spread=0.2))
+        np.testing.assert_allclose(found[one], alone, rtol=1e-9, atol=1e-12)
+
+
+def test_sensitivities_tell_a_small_deviation_from_a_sensitive_token() -> None:
+    """Errors 1.6 times the honest ones, tokens that differ by four: without the sensitivities they hide each other."""
+    own, sensitivity = uneven(5, 8 * 400)
+    scores = {}
+    for name, multiple in (("honest", 1.0), ("deviating", 1.6)):
+        theirs = own + np.random.default_rng(6).normal(size=own.shape) * multiple * sensitivity[:, None]
+        intervals = to_intervals(MAIN, 0, to_codes(MAIN, 0, project(theirs, MAIN.seed, MAIN.k)))
+        mine = project(own, MAIN.seed, MAIN.k)
+        for known, scale in (
+            (sensitivity, ErrorScale(sigma=1.0, spread=0.0)),
+            (None, ErrorScale(sigma=2**-6, spread=0.4)),
+        ):
+            values = ratios(intervals, mine, scale, sensitivity_F=known)
+            scores[name, known is None] = combine(values.reshape(400, 8, -1).sum(axis=1))
+    auc = {
+        plain: float(np.mean(scores["deviating", plain][:, None] > scores["honest", plain][None]))
+        for plain in (False, True)
+    }
+    assert auc[False] > auc[True] + 0.02
+
+
+@pytest.mark.parametrize("given", [[1.0], [[1.0, 1.0]], [1.0, 0.0], [1.0, -1.0], [1.0, np.nan], [1.0, np.inf]])
+def test_sensitivities_that_mean_nothing(given: Any) -> None:
+    own, _ = uneven(7, 2)
+    intervals = to_intervals(MAIN, 0, to_codes(MAIN, 0, project(own, MAIN.seed, MAIN.k)))
+    with pytest.raises(FingerprintError, match="sensitivity: expected 2 values above 0"):
+        log_likelihood(intervals, project(own, MAIN.seed, MAIN.k), ErrorScale(sigma=1.0), sensitivity_F=given)

@@ -9,6 +9,7 @@ Only the rows asked for are projected, on the model's device, in float32. torch 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -29,13 +30,20 @@ class Capture:
     token's. Left-padded generate: input width - 1 for every row. Right-padded forward: prompt length - 1.
     `counts`: output tokens of each row, where they are known beforehand (forward). In generate they are not: ask for
     the first `tokens` afterwards. Forward calls are taken as consecutive columns, as a key-value cache makes them.
+    `keep_states`: also keep the hidden states themselves, on the device, for `apart`.
 
     Beam search reorders rows and assisted generation rewinds: the first cannot be noticed here, so do not use it; the
     second, and generation without a cache, raise `FingerprintError` from within the forward call.
     """
 
     def __init__(
-        self, model: Any, spec: FingerprintSpec, *, starts: Sequence[int], counts: Sequence[int] | None = None
+        self,
+        model: Any,
+        spec: FingerprintSpec,
+        *,
+        starts: Sequence[int],
+        counts: Sequence[int] | None = None,
+        keep_states: bool = False,
     ) -> None:
         if counts is not None and len(counts) != len(starts):
             raise FingerprintError(f"counts: got {len(counts)}, expected one for each of {len(starts)} rows")
@@ -49,6 +57,7 @@ class Capture:
         self._modules = [_module(model, tap) for tap in spec.taps]
         self._columns = [0] * len(spec.taps)
         self._rows: list[list[tuple[list[int], list[int], Any]]] = [[] for _ in spec.taps]
+        self._states: list[list[Any]] | None = [[] for _ in spec.taps] if keep_states else None
         self._handles: list[Any] = []
 
     def __enter__(self) -> Capture:
@@ -71,7 +80,7 @@ class Capture:
         entries = self._spec.entries(tokens)
         out = []
         for tap, pieces in zip(self._spec.taps, self._rows, strict=True):
-            found_FK = np.zeros((entries, self._spec.k), dtype=np.float32)
+            found_FK = np.zeros((entries, pieces[0][2].shape[1] if pieces else 0), dtype=np.float32)
             seen_F = np.zeros(entries, dtype=bool)
             for rows, numbers, projected in pieces:
                 keep = [i for i, (r, n) in enumerate(zip(rows, numbers, strict=True)) if r == row and n < entries]
@@ -83,6 +92,22 @@ class Capture:
                 raise FingerprintError(f"tap {tap}, row {row}: {int(seen_F.sum())} of {entries} entries were captured")
             out.append(found_FK)
         return out
+
+    def apart(self, other: Capture) -> Capture:
+        """How far the hidden states of two runs over one batch lie apart: `values` of what is returned gives the root
+        mean square of their difference over the D coordinates, [entries, 1]. Both must have been told to `keep_states`.
+        """
+        if self._states is None or other._states is None or self._starts != other._starts:
+            raise FingerprintError("apart: the hidden states of both runs over one batch are needed")
+        found = copy.copy(self)
+        found._rows = [
+            [
+                (rows, numbers, (mine.float() - theirs.float()).square().mean(dim=1, keepdim=True).sqrt())
+                for (rows, numbers, _), mine, theirs in zip(pieces, kept, others, strict=True)
+            ]
+            for pieces, kept, others in zip(self._rows, self._states, other._states, strict=True)
+        ]
+        return found
 
     def fingerprint(self, row: int, tokens: int) -> Fingerprint:
         """The fingerprint of a row's first `tokens` output tokens."""
@@ -116,7 +141,10 @@ class Capture:
                 columns.append(start + entry * self._spec.every - first)
                 numbers.append(entry)
         if rows:
-            self._rows[tap].append((rows, numbers, self._projector.project(hidden_BSD[rows, columns].detach())))
+            states = hidden_BSD[rows, columns].detach()
+            self._rows[tap].append((rows, numbers, self._projector.project(states)))
+            if self._states is not None:
+                self._states[tap].append(states)
 
 
 def _module(model: Any, tap: str) -> Any:

@@ -1,16 +1,18 @@
 """How much a fingerprint's codes speak for a deviation: log-likelihood ratios of the verifier's own projections.
 
 Model: the provider's projection is the verifier's plus an error, Gaussian in each coordinate, of scale sigma times a
-log-normal factor that all coordinates of one token share (tokens differ in how sensitive they are to rounding). Honest
-runs have the sigma of the calibration, a deviating run a multiple of it. The model only ranks: a verdict's error rate
-comes from comparing the score with scores of honest runs, not from the model.
+log-normal factor that all coordinates of one token share (tokens differ in how sensitive they are to rounding). Where
+the verifier measured that sensitivity, sigma is relative to it, and the factor is what it leaves open. Honest runs have
+the sigma of the calibration, a deviating run a multiple of it. The model only ranks: a verdict's error rate comes from
+comparing the score with scores of honest runs, not from the model.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +28,17 @@ MULTIPLES = (1.5, 2.0, 4.0, 16.0)
 _NODES = 5
 _POINT = 2.0**-60
 """Least width of an interval, in units of a coordinate: that of the float 0 would be none."""
+_GRID = 4
+"""Sensitivities are rounded to so many steps an octave: finer makes no difference to a score."""
 _FEWEST = 0.05
 """Intervals narrower than this share of sigma are widened to it: the ratio of two densities, without cancellation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorScale:
-    """Honest errors at one tap: `sigma` in the units of a projected coordinate, `spread` the standard deviation of the
-    logarithm of a token's own factor, `epsilon` the share of coordinates that anything may have happened to."""
+    """Honest errors at one tap: `sigma` in the units of a projected coordinate (with sensitivities: of a token's own),
+    `spread` the standard deviation of the logarithm of a token's own factor, `epsilon` the share of coordinates that
+    anything may have happened to."""
 
     sigma: float
     spread: float = 0.2
@@ -48,12 +53,20 @@ class ErrorScale:
             raise FingerprintError(f"epsilon: got {self.epsilon}, expected between 0 and 1")
 
 
-def log_likelihood(intervals: Intervals, own_FK: npt.ArrayLike, scale: ErrorScale, multiple: float = 1.0) -> Float64:
+def log_likelihood(
+    intervals: Intervals,
+    own_FK: npt.ArrayLike,
+    scale: ErrorScale,
+    multiple: float = 1.0,
+    sensitivity_F: npt.ArrayLike | None = None,
+) -> Float64:
     """Log-probability of each entry's codes, [F], given the verifier's projections [F, k] and errors of scale
-    `multiple` times the honest one."""
+    `multiple` times the honest one, which with `sensitivity_F` is relative to each entry's own."""
     own = np.asarray(own_FK, dtype=np.float64)
     if own.shape != intervals.low_FK.shape:
         raise FingerprintError(f"projections: got shape {own.shape}, expected {intervals.low_FK.shape}")
+    if sensitivity_F is not None:
+        return _relative(intervals, own, scale, multiple, np.asarray(sensitivity_F, dtype=np.float64))
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES if scale.spread else 1)
     logs = np.stack([
         np.log(
@@ -67,12 +80,16 @@ def log_likelihood(intervals: Intervals, own_FK: npt.ArrayLike, scale: ErrorScal
 
 
 def ratios(
-    intervals: Intervals, own_FK: npt.ArrayLike, scale: ErrorScale, multiples: Sequence[float] = MULTIPLES
+    intervals: Intervals,
+    own_FK: npt.ArrayLike,
+    scale: ErrorScale,
+    multiples: Sequence[float] = MULTIPLES,
+    sensitivity_F: npt.ArrayLike | None = None,
 ) -> Float64:
     """Log-likelihood ratio of each entry for each multiple against the honest scale, [F, M]. Add over entries (and
     taps), then `combine`."""
-    honest = log_likelihood(intervals, own_FK, scale)
-    return np.stack([log_likelihood(intervals, own_FK, scale, m) - honest for m in multiples], axis=1)
+    honest, *others = (log_likelihood(intervals, own_FK, scale, m, sensitivity_F) for m in (1.0, *multiples))
+    return np.stack([other - honest for other in others], axis=1)
 
 
 def combine(summed_M: npt.ArrayLike) -> Float64:
@@ -83,7 +100,9 @@ def combine(summed_M: npt.ArrayLike) -> Float64:
     return found
 
 
-def fit_scale(intervals: Intervals, own_FK: npt.ArrayLike, *, most: int = 4096) -> ErrorScale:
+def fit_scale(
+    intervals: Intervals, own_FK: npt.ArrayLike, sensitivity_F: npt.ArrayLike | None = None, *, most: int = 4096
+) -> ErrorScale:
     """Maximum-likelihood sigma and spread of honest errors, from the first `most` entries.
 
     Sigma is searched on a grid of eighths of an octave, the spread on tenths: finer makes no difference to a score.
@@ -95,18 +114,36 @@ def fit_scale(intervals: Intervals, own_FK: npt.ArrayLike, *, most: int = 4096) 
     spreads = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
     def value(octave: float, spread: float) -> float:
-        return float(log_likelihood(part, own, ErrorScale(sigma=2.0**octave, spread=spread)).sum())
+        scale = ErrorScale(sigma=2.0**octave, spread=spread)
+        return float(log_likelihood(part, own, scale, sensitivity_F=sensitivities).sum())
 
-    octaves = range(-30, 13)
+    sensitivities = None if sensitivity_F is None else np.asarray(sensitivity_F, dtype=np.float64)[:most]
+    unit = 0 if sensitivities is None else round(float(np.median(np.log2(sensitivities))))
+    octaves = range(-30 - unit, 13 - unit)
     if part.period_K is not None:  # outside these, a wrapped code says nothing about sigma
         steps = part.high_FK[0] - part.low_FK[0]
-        octaves = range(int(np.log2(steps.min())) - 8, int(np.log2(part.period_K.max())) + 2)
+        octaves = range(int(np.log2(steps.min())) - 8 - unit, int(np.log2(part.period_K.max())) + 2 - unit)
     coarse = max(octaves, key=lambda octave: value(octave, 0.2))
     fine = [coarse + step / 8 for step in range(-8, 9)]
     octave = max(fine, key=lambda octave: value(octave, 0.2))
     spread = max(spreads, key=lambda spread: value(octave, spread))
     octave = max((octave + step / 8 for step in range(-3, 4)), key=lambda octave: value(octave, spread))
     return ErrorScale(sigma=2.0**octave, spread=spread)
+
+
+def _relative(
+    intervals: Intervals, own: Float64, scale: ErrorScale, multiple: float, sensitivity_F: Float64
+) -> Float64:
+    """`log_likelihood` with a scale of its own for each entry: those of about one sensitivity are taken together."""
+    if sensitivity_F.shape != own.shape[:1] or not (np.isfinite(sensitivity_F).all() and (sensitivity_F > 0).all()):
+        raise FingerprintError(f"sensitivity: expected {len(own)} values above 0")
+    step_F = np.round(_GRID * np.log2(sensitivity_F))
+    found = np.empty(len(own))
+    for step in np.unique(step_F):
+        rows = step_F == step
+        part = Intervals(low_FK=intervals.low_FK[rows], high_FK=intervals.high_FK[rows], period_K=intervals.period_K)
+        found[rows] = log_likelihood(part, own[rows], replace(scale, sigma=scale.sigma * 2 ** (step / _GRID)), multiple)
+    return found
 
 
 def _probability(intervals: Intervals, own: Float64, sigma: float) -> Float64:
@@ -131,14 +168,22 @@ def _wrapped(offset: Float64, width: float, period: float, sigma: float) -> Floa
     """
     if sigma > 2 * period:  # uniform, to 1 part in 10^30
         return np.full(offset.shape, width / period)
+    table = _table(width, period, sigma)
+    points = len(table) - 1
+    place = offset * (points / period)
+    low = np.minimum(place.astype(np.int64), points - 1)
+    found: Float64 = table[low] + (place - low) * (table[low + 1] - table[low])
+    return found
+
+
+@lru_cache(maxsize=512)
+def _table(width: float, period: float, sigma: float) -> Float64:
     points = int(min(max(1024, 64 * period / sigma), 2**18))
     grid: Float64 = np.arange(points + 1, dtype=np.float64) * (period / points)
     reach = int(np.ceil(8 * sigma / period)) + 1
     starts = [(repeat * period - grid) / sigma for repeat in range(-reach, reach + 1)]
-    table = np.sum([_between(start, start + width / sigma) for start in starts], axis=0)
-    place = offset * (points / period)
-    low = np.minimum(place.astype(np.int64), points - 1)
-    found: Float64 = table[low] + (place - low) * (table[low + 1] - table[low])
+    found: Float64 = np.sum([_between(start, start + width / sigma) for start in starts], axis=0)
+    found.flags.writeable = False  # it is kept, and served again
     return found
 
 

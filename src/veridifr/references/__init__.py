@@ -81,10 +81,12 @@ class Reference(ABC):
             return None
         return f"token id {top} is outside the vocabulary of {self.vocab_size}; was it tokenized with another model?"
 
-    def measuring(self, spec: FingerprintSpec) -> Reference | None:  # noqa: ARG002 (subclasses use it)
+    def measuring(self, spec: FingerprintSpec, *, sensitivity: bool = False) -> Reference | None:  # noqa: ARG002
         """This reference, with the projections of `spec` in its evidence and ``fingerprints`` (the hex digest of
-        `spec`) in its settings; None if it cannot. `FingerprintError` if `spec` does not fit the model."""
-        return None
+        `spec`) in its settings; with `sensitivity` also how far rounding moves each hidden state, which takes a second
+        forward pass, and ``sensitivity`` in its settings. None if it cannot. `FingerprintError` if `spec` does not fit
+        the model."""
+        return None  # (the arguments are for subclasses)
 
     def decode(self, ids: Sequence[int]) -> str | None:  # noqa: ARG002 (subclasses use it)
         """The text of token ids, or None where no tokenizer is at hand."""

@@ -16,6 +16,7 @@ from veridifr.fingerprints.capture import Capture
 from veridifr.fingerprints.spec import FingerprintSpec
 from veridifr.references import Reference, ReferenceSettings
 from veridifr.references.rows import RowLister
+from veridifr.references.sensitivity import KIND, rounded
 from veridifr.references.tokenizing import TokenizingReference, first_eos_ids, load_tokenizer
 from veridifr.references.weights import digest_model, digest_parameters, first_line, resolve
 from veridifr.trace import Trace
@@ -23,6 +24,8 @@ from veridifr.trace import Trace
 _CPU_BATCH_TOKENS = 512
 _GPU_BATCH_TOKENS = 16384
 _PROBE = 8
+_LEAST_SENSITIVITY = 1e-12
+"""In place of none at all: a state of zeros, say."""
 
 
 class HfReference(TokenizingReference):
@@ -41,6 +44,7 @@ class HfReference(TokenizingReference):
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._longest = int(limit) if limit else None
         self._spec: FingerprintSpec | None = None
+        self._sensitivity = False
         self._head = self._find_head()
         self._rows = RowLister(self._head, self.vocab_size, self.eos_ids, device=self._device, settings=settings)
         self.settings = {
@@ -110,36 +114,50 @@ class HfReference(TokenizingReference):
         budget = self._settings.batch_tokens or (_CPU_BATCH_TOKENS if cpu else _GPU_BATCH_TOKENS)
         for batch in _batches(traces, budget):
             with torch.inference_mode():
-                hidden_BTD, captured = self._run(batch)
+                hidden_BTD, captured = self._run(batch, self._spec)
+                apart = captured.apart(self._rounded(batch)) if captured is not None and self._sensitivity else None
                 for row, trace in enumerate(batch):
                     first, tokens = len(trace.prompt_token_ids) - 1, len(trace.output_token_ids)
                     found = self._rows.evidence(trace, hidden_BTD[row, first : first + tokens])
-                    yield (
-                        found
-                        if captured is None
-                        else replace(found, projections_AFK=np.stack(captured.values(row, tokens)))
-                    )
+                    if captured is not None:
+                        found = replace(found, projections_AFK=np.stack(captured.values(row, tokens)))
+                    if apart is not None:
+                        far_AF = np.stack(apart.values(row, tokens))[..., 0]
+                        found = replace(found, sensitivity_AF=np.maximum(far_AF, np.float32(_LEAST_SENSITIVITY)))
+                    yield found
 
-    def measuring(self, spec: FingerprintSpec) -> Reference:
-        """See `Reference.measuring`. The model is shared, not copied."""
+    def measuring(self, spec: FingerprintSpec, *, sensitivity: bool = False) -> Reference | None:
+        """See `Reference.measuring`. The model is shared, not copied. Sensitivity is that of a float32 model."""
         Capture(self._model, spec, starts=[])  # refuses a specification for another model
+        if sensitivity and self.settings["dtype"] != "float32":
+            return None
         found = copy.copy(self)
-        found._spec = spec
+        found._spec, found._sensitivity = spec, sensitivity
         found.settings = {**self.settings, "fingerprints": spec.digest().hex()}
+        if sensitivity:
+            found.settings["sensitivity"] = KIND
         return found
 
-    def _run(self, batch: Sequence[Trace]) -> tuple[torch.Tensor, Capture | None]:
+    def _run(self, batch: Sequence[Trace], spec: FingerprintSpec | None) -> tuple[torch.Tensor, Capture | None]:
         """Hidden states, and the projections that the same run leaves if a specification was given."""
-        if self._spec is None:
+        if spec is None:
             return self._hidden(batch), None
         captured = Capture(
             self._model,
-            self._spec,
+            spec,
             starts=[len(trace.prompt_token_ids) - 1 for trace in batch],
             counts=[len(trace.output_token_ids) for trace in batch],
+            keep_states=self._sensitivity,
         )
         with captured:
             return self._hidden(batch), captured
+
+    def _rounded(self, batch: Sequence[Trace]) -> Capture:
+        """What a second run leaves in which everything is rounded."""
+        with rounded(self._model.base_model):
+            captured = self._run(batch, self._spec)[1]
+        assert captured is not None  # noqa: S101  (there is a specification; for the type checker)
+        return captured
 
     def _hidden(self, batch: Sequence[Trace]) -> torch.Tensor:
         """Final hidden states (after the last norm) of each sequence, right-padded."""

@@ -32,8 +32,11 @@ class RecordedReference(Reference):
             return "the evidence file does not cover these token ids under these penalties, biases and bans"
         return None
 
-    def measuring(self, spec: FingerprintSpec) -> Reference | None:
-        """See `Reference.measuring`: itself, if the file was made with this specification."""
+    def measuring(self, spec: FingerprintSpec, *, sensitivity: bool = False) -> Reference | None:
+        """See `Reference.measuring`: itself, if the file was made with this specification, and with sensitivities where
+        they are asked for."""
+        if sensitivity and self.settings.get("sensitivity") is None:
+            return None
         return self if self.settings.get("fingerprints") == spec.digest().hex() else None
 
     def evidence(self, traces: Sequence[Trace]) -> Iterator[Evidence]:

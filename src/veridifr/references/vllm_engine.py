@@ -165,9 +165,9 @@ class VllmReference(TokenizingReference):
         length = len(trace.prompt_token_ids) + len(trace.output_token_ids)
         return None if length <= self._longest else f"{length} tokens are more than the engine's {self._longest}"
 
-    def measuring(self, spec: FingerprintSpec) -> Reference | None:
-        """See `Reference.measuring`: the tap after the final norm only."""
-        if spec.taps != (FINAL,):
+    def measuring(self, spec: FingerprintSpec, *, sensitivity: bool = False) -> Reference | None:
+        """See `Reference.measuring`: the tap after the final norm only, and no sensitivity."""
+        if spec.taps != (FINAL,) or sensitivity:
             return None
         if spec.hidden_size != self._hidden_size:
             raise FingerprintError(f"spec.hidden_size: got {spec.hidden_size}, the model's is {self._hidden_size}")
