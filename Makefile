@@ -26,7 +26,7 @@ demo: env-demo ## Set up and run the demo audit; leaves report.html
 	@HF_HUB_OFFLINE=1 $(RUN) -m veridifr demo --report report.html
 
 test: env-test ## Set up and run all tests, vLLM on the CPU included
-	@$(RUN) -m pytest $(PYTEST_ARGS)
+	@$(RUN) -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 check: env-check ## Lint, formatting and types
 	@status=0; for tool in "ruff check ." "ruff format --check ." mypy; do \

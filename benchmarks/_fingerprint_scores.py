@@ -47,6 +47,8 @@ SWEEP = [
     spec_of("wrapped4", 32, -6),
     *[spec_of("wrapped2", k, -5) for k in (8, 16, 32, 64, 96, 128, 160)],
     *[spec_of("wrapped2", k, -6) for k in (16, 32)],
+    spec_of("wrapped3", 6, -4),
+    *[spec_of("wrapped4", k, -4) for k in (4, 5)],
     *[spec_of("wrapped3", k, -6) for k in (8, 16)],
 ]
 """Searched for the cheapest that reaches a given power, with all tokens or every 2nd, 4th, ... carrying coordinates."""
