@@ -30,7 +30,7 @@ from veridifr.trace import Trace
 from veridifr.traces import trace_from_dict
 
 sys.path.insert(0, str(ROOT / "tools"))
-from trace_pools import load_pool, pool_names
+from trace_pools import load_pool, pool_names, write_arrays
 
 DATA = ROOT / "benchmarks" / "data"
 POOLS = (DATA / "h200_pools.npz", DATA / "h200_more.npz")
@@ -186,7 +186,7 @@ def collect(reference: Reference, pool: Executor, out: Path, limit: int | None) 
         if name in HONEST:
             arrays.update(_simulated(name, scores, split[name], fitted, pool))
         print(name, len(scores), flush=True)
-    np.savez_compressed(out, **{key: _short(value) for key, value in arrays.items()})
+    write_arrays(out, {key: _short(value) for key, value in arrays.items()})
     return {
         "sigma": fitted.statistic.sigma,
         "epsilon": fitted.statistic.epsilon,

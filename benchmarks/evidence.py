@@ -149,7 +149,7 @@ def _h200_rows(arrays: dict[str, Any]) -> Any:
             assert pair[0] is not None and pair[1] is not None
             row = tables.row(deviation, "tokens", budget, NAMES, pair[0][:MOST], pair[1])
             assert row is not None
-            yield {"source": "h200", "model": "tb24m", "simulated": simulated, "ours": NAMES[0], **row}
+            yield {"source": "h200", "model": "tb24m", "simulated": simulated, **row}
 
 
 def _experiment_stacks(path: Path, table: dict[str, Any]) -> dict[str, list[Any]]:

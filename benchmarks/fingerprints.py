@@ -45,6 +45,9 @@ from _fingerprint_merge import MACHINES, merged
 from _fingerprint_scores import kept
 from _fingerprint_vllm import vllm_stack
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from trace_pools import load_set, write_arrays
+
 RESULTS = _results.RESULTS / "fingerprints.json"
 DOCS = Path(__file__).parents[1] / "docs" / "fingerprints.md"
 PARTS = ("h200", "cpu", "cpu_tb7m")
@@ -126,7 +129,7 @@ def measure(args: argparse.Namespace) -> None:
             raise SystemExit(f"{path}: does not say how it was made: give --made")
         found, about = kept(arrays, args.calibrate, lean=args.lean)
         scores = RESULTS.with_name(f"fingerprints_{name}.npz")
-        np.savez_compressed(scores, **found)
+        write_arrays(scores, found)
         source = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size, "made": made}
         kept_as = {"scores": scores.name, "sha256": _sha256(scores), "scored_at": _results.COMMIT}
         raw[name] = {**kept_as, "source": source, **about}
@@ -245,13 +248,10 @@ def _kept(values: Any) -> tuple[Any, Any]:
 
 def _sequences(args: argparse.Namespace) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Prompt and first output tokens of honest sequences, each of another prompt."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-    import trace_pools
-
     found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     last = slice(-args.prompt_tokens if args.prompt_tokens else None, None)
     for name in ("honest.v1", "honest.v2"):
-        traces = trace_pools.load_set(args.prompts, name)
+        traces = load_set(args.prompts, name)
         found += ((p[last], ids[:TOKENS]) for p, ids in zip(traces.prompts, traces.outputs, strict=True))
     if len(found) < args.count:
         raise SystemExit(f"{args.prompts}: {len(found)} honest sequences, {args.count} asked for")

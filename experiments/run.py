@@ -33,6 +33,9 @@ import stacks
 import tables
 
 sys.path.insert(0, str(specs.ROOT / "benchmarks"))
+sys.path.insert(0, str(specs.ROOT / "tools"))
+from trace_pools import write_arrays
+
 import _results
 
 HERE = Path(__file__).resolve().parent
@@ -155,7 +158,8 @@ def write(run: Run, done: dict[str, dict[str, Any]]) -> None:
                     arrays.update({f"{model}/{provider.name}/{key}": file[key] for key in file.files})
     out = run.args.results / run.experiment.name
     out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / "scores.npz", **arrays)
+    # With sequences as the fastest axis the values of one detector stand together, and compress far better.
+    write_arrays(out / "scores.npz", {name: np.asfortranarray(values) for name, values in arrays.items()})
     raw = {
         "experiment": run.args.experiment.read_text(),
         **{key: {model: one[key] for model, one in done.items()} for key in ("fitted", "stacks", "engine", "card")},
@@ -188,10 +192,13 @@ def _rows(
 ) -> list[dict[str, Any]]:
     found = []
     kinds = (
-        ("tokens", experiment.budgets, experiment.edges, scores.TOKEN_DETECTORS),
-        ("activations", experiment.activation_budgets, experiment.activation_budgets, scores.activation_detectors()),
+        ("tokens", experiment.budgets, experiment.edges, scores.TOKEN_DETECTORS, 1),
+        (
+            *("activations", experiment.activation_budgets, experiment.activation_budgets),
+            *(scores.activation_detectors(experiment), len(experiment.fingerprints)),
+        ),
     )
-    for kind, budgets, edges, names in kinds:
+    for kind, budgets, edges, names, own in kinds:
         ours = tables.lots(arrays, honest, kind)
         theirs = tables.lots(arrays, [f"{model}/{provider.name}"], kind)
         if ours is None or theirs is None or (kind == "activations" and not provider.changes_forward_pass):
@@ -200,9 +207,9 @@ def _rows(
             pair = tables.batches(ours, edges, budget), tables.batches(theirs, edges, budget)
             if pair[0] is None or pair[1] is None:
                 raise ValueError(f"{experiment.name}: budget {budget}: neither an edge nor a multiple of the last one")
-            row = tables.row(provider.name, kind, budget, names, pair[0], pair[1])
+            row = tables.row(provider.name, kind, budget, names, pair[0], pair[1], own)
             if row is not None:
-                found.append({"model": model, "simulated": provider.simulated, "ours": names[0], **row})
+                found.append({"model": model, "simulated": provider.simulated, **row})
     return found
 
 

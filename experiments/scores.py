@@ -53,7 +53,8 @@ class Fitted:
 
     likelihood: LikelihoodRatio
     named: NamedStatistics
-    scale: ErrorScale | None
+    scales: tuple[ErrorScale, ...]
+    """Of each fingerprint that is judged; empty where no hidden states were kept."""
 
     def save(self, path: Path) -> None:
         """Write the numbers to a JSON file."""
@@ -61,7 +62,7 @@ class Fitted:
             "sigma": self.likelihood.sigma,
             "epsilon": self.likelihood.epsilon,
             "named": asdict(self.named),
-            "scale": None if self.scale is None else asdict(self.scale),
+            "scales": [asdict(scale) for scale in self.scales],
         }
         path.write_text(json.dumps(value) + "\n")
 
@@ -72,7 +73,7 @@ class Fitted:
         return Fitted(
             LikelihoodRatio(sigma=value["sigma"], epsilon=value["epsilon"]),
             NamedStatistics(**value["named"]),
-            None if value["scale"] is None else ErrorScale(**value["scale"]),
+            tuple(ErrorScale(**scale) for scale in value["scales"]),
         )
 
 
@@ -132,26 +133,28 @@ def fit(experiment: specs.Experiment, honest: Sequence[Sequence[Replayed]]) -> F
     likelihood = fit_statistic(together)
     known = [item for items in honest for item in items if item.own is not None]
     apart = [item.sensitivity_F for item in known if item.sensitivity_F is not None]
-    scale = None
-    if known:
-        intervals, own = zip(*(_coded(experiment, item) for item in known), strict=True)
-        scale = fit_scale(Intervals.joined(intervals), np.concatenate(own), np.concatenate(apart))
-    return Fitted(likelihood, fit_named(together, likelihood.sigma), scale)
+    scales = []
+    for k, step in experiment.fingerprints if known else ():
+        intervals, own = zip(*(_coded(item, k, step) for item in known), strict=True)
+        scales.append(fit_scale(Intervals.joined(intervals), np.concatenate(own), np.concatenate(apart)))
+    return Fitted(likelihood, fit_named(together, likelihood.sigma), tuple(scales))
 
 
 def measure(experiment: specs.Experiment, item: Replayed, fitted: Fitted) -> tuple[Floats, Floats | None]:
-    """Token detectors [E, 7] at the experiment's edges, and activation detectors [B, 1 + top-k x 4] at its activation
-    budgets, or None where there are no hidden states."""
+    """Token detectors [E, 7] at the experiment's edges, and activation detectors [B, fingerprints + top-k x 4] at its
+    activation budgets, or None where there are no hidden states."""
     likelihood_E = fitted.likelihood.prefix_scores(item.scores, experiment.edges)
     tokens = np.column_stack([likelihood_E, fitted.named.prefix_scores(item.scores, experiment.edges)])
-    if item.own is None or fitted.scale is None:
+    if item.own is None or not fitted.scales:
         return tokens, None
-    intervals, own = _coded(experiment, item)
-    totals = np.cumsum(ratios(intervals, own, fitted.scale, sensitivity_F=item.sensitivity_F), axis=0)
     budgets = np.asarray(experiment.activation_budgets)
-    ours_B = combine(totals[budgets - 1])
+    ours = []
+    for (k, step), honest in zip(experiment.fingerprints, fitted.scales, strict=True):
+        intervals, own = _coded(item, k, step)
+        totals = np.cumsum(ratios(intervals, own, honest, sensitivity_F=item.sensitivity_F), axis=0)
+        ours.append(combine(totals[budgets - 1]))
     theirs = [_toploc(item, int(budget)) for budget in budgets]
-    return tokens, np.column_stack([ours_B, np.array(theirs)])
+    return tokens, np.column_stack([*ours, np.array(theirs)])
 
 
 def shortened(values: npt.ArrayLike, bits: int) -> npt.NDArray[np.float32]:
@@ -164,20 +167,10 @@ def shortened(values: npt.ArrayLike, bits: int) -> npt.NDArray[np.float32]:
     return (raised >> np.uint32(gone) << np.uint32(gone)).view(np.float32)
 
 
-def activation_detectors() -> tuple[str, ...]:
-    """Names of the columns that `measure` gives for activations."""
-    return ("fingerprint", *(f"toploc {name} {top_k}" for top_k in TOP_KS for name in TOPLOC))
-
-
-def spec_of(experiment: specs.Experiment, size: int) -> FingerprintSpec:
-    """The fingerprint that is judged."""
-    return FingerprintSpec(
-        seed=_SEED,
-        hidden_size=size,
-        k=experiment.coordinates,
-        encoding="wrapped2",
-        step_log2=(experiment.step_log2,),
-    )
+def activation_detectors(experiment: specs.Experiment) -> tuple[str, ...]:
+    """Names of the columns that `measure` gives for activations: our fingerprints, then TOPLOC's."""
+    wider = (f"fingerprint {k} 2^{step}" for k, step in experiment.wider)
+    return ("fingerprint", *wider, *(f"toploc {name} {top_k}" for top_k in TOP_KS for name in TOPLOC))
 
 
 def read_provider(folder: Path, provider: specs.Provider) -> tuple[list[Trace], npt.NDArray[np.uint16] | None]:
@@ -203,11 +196,11 @@ def _toploc(item: Replayed, budget: int) -> list[float]:
     return found
 
 
-def _coded(experiment: specs.Experiment, item: Replayed) -> tuple[Intervals, npt.NDArray[np.float32]]:
+def _coded(item: Replayed, k: int, step: int) -> tuple[Intervals, npt.NDArray[np.float32]]:
     """What the provider would send, and the verifier's own projections. A model of another hidden size projects what it
     has with the matrix for its own size."""
     assert item.theirs is not None and item.own is not None
-    chosen = spec_of(experiment, item.own.shape[1])
+    chosen = FingerprintSpec(seed=_SEED, hidden_size=item.own.shape[1], k=k, encoding="wrapped2", step_log2=(step,))
     codes = to_codes(chosen, 0, project(item.theirs, chosen.seed, chosen.k))
     return to_intervals(chosen, 0, codes), project(item.own, chosen.seed, chosen.k)
 

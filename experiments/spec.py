@@ -106,10 +106,11 @@ class Provider:
 class Experiment:
     """One experiment. `tokens` of each sequence are generated; `fit` sequences of each honest provider calibrate,
     `judged` of every provider are judged. `edges` are prefixes in tokens; `budgets` tokens of one batch.
-    `coordinates` and `step_log2` are those of the fingerprint (`FingerprintSpec`). Hidden states are compared for the
-    first `activation_sequences` judged sequences (None: all). Of each detector's value `stored_bits` bits of mantissa
-    are kept: fewer make a smaller results file. A table [defaults] holds keys that every provider has unless it says
-    otherwise."""
+    `coordinates` and `step_log2` are those of the fingerprint (`FingerprintSpec`), `wider` those of others that are
+    judged beside it: the best stands for ours in each row, as the best top-k does for TOPLOC. Hidden states are
+    compared for the first `activation_sequences` judged sequences (None: all). Of each detector's value `stored_bits`
+    bits of mantissa are kept: fewer make a smaller results file. A table [defaults] holds keys that every provider has
+    unless it says otherwise."""
 
     name: str
     claim: dict[str, Any]
@@ -125,11 +126,17 @@ class Experiment:
     stored_bits: int = 23
     coordinates: int = 16
     step_log2: int = -4
+    wider: tuple[tuple[int, int], ...] = ()
     prompt_lengths: tuple[int, int] = (16, 48)
     seed: int = 1
     stacks: tuple[str, ...] = ()
     """Dtypes of transformers references that every honest provider is replayed with, for the table of stacks."""
     stack_sequences: int = 48
+
+    @property
+    def fingerprints(self) -> tuple[tuple[int, int], ...]:
+        """Coordinates and log2 of the step of every fingerprint that is judged."""
+        return ((self.coordinates, self.step_log2), *self.wider)
 
     @property
     def honest(self) -> tuple[Provider, ...]:

@@ -81,28 +81,31 @@ def batches(values_SED: Floats, edges: Sequence[int], budget: int) -> Floats | N
 
 
 def row(
-    deviation: str, kind: str, budget: int, names: Sequence[str], honest: Floats, deviating: Floats
+    deviation: str, kind: str, budget: int, names: Sequence[str], honest: Floats, deviating: Floats, own: int = 1
 ) -> dict[str, Any] | None:
-    """One row of the table; None where there are too few batches. The first name is our detector."""
+    """One row of the table; None where there are too few batches. The first `own` names are configurations of our
+    detector, of which the best is compared: so is each peer, at its best."""
     if min(len(honest), len(deviating)) < FEWEST:
         return None
     found, drawn = interval(honest, deviating)
-    judged = status(found, drawn, 0, peers_of(names))
+    ours = int(np.argmax(found[:own]))
+    judged = status(found, drawn, ours, peers_of(names, own))
     return {
         "deviation": deviation,
         "kind": kind,
         "budget": budget,
         "batches": [len(honest), len(deviating)],
         "auc": {name: float(value) for name, value in zip(names, found, strict=True)},
-        "interval": [float(value) for value in np.quantile(drawn[:, 0], [0.025, 0.975])],
+        "interval": [float(value) for value in np.quantile(drawn[:, ours], [0.025, 0.975])],
+        "ours": names[ours],
         **judged,
         "closest_peer": names[judged["closest_peer"]],
     }
 
 
-def peers_of(names: Sequence[str]) -> list[int]:
-    """Columns that are not ours: all but the first and our own margin."""
-    return [place for place, name in enumerate(names) if place and name != "finite_clipped_margin"]
+def peers_of(names: Sequence[str], own: int = 1) -> list[int]:
+    """Columns that are not ours: all but the first `own` and our own margin."""
+    return [place for place, name in enumerate(names) if place >= own and name != "finite_clipped_margin"]
 
 
 def lots(arrays: Mapping[str, Any], names: Sequence[str], kind: str) -> Floats | None:

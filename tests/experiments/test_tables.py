@@ -45,6 +45,15 @@ def test_status(ours: float, peer: float, status: str) -> None:
     assert (row["status"], row["closest_peer"]) == (status, "rank")
 
 
+def test_our_best_configuration_is_compared() -> None:
+    rng = np.random.default_rng(1)
+    honest, deviating = rng.normal(size=(200, 3)), rng.normal(size=(200, 3))
+    deviating[:, 1] += 3.0  # the second of ours sees it, the first and the peer do not
+    row = tables.row("d", "activations", 8, ("fingerprint", "fingerprint 64 2^-5", "toploc"), honest, deviating, 2)
+    assert row is not None
+    assert (row["ours"], row["closest_peer"], row["status"]) == ("fingerprint 64 2^-5", "toploc", "ahead")
+
+
 def test_one_peer_ahead_is_enough_to_be_behind() -> None:
     honest, deviating = columns(1.0, 0.0)
     best = np.random.default_rng(9).normal(size=(400, 1))

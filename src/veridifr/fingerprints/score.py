@@ -111,7 +111,7 @@ def fit_scale(
     if not len(own):
         raise FingerprintError("calibration: got no entries to fit the error scale to")
     part = Intervals(low_FK=intervals.low_FK[:most], high_FK=intervals.high_FK[:most], period_K=intervals.period_K)
-    spreads = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    spreads = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
     def value(octave: float, spread: float) -> float:
         scale = ErrorScale(sigma=2.0**octave, spread=spread)
