@@ -93,7 +93,7 @@ def collected() -> dict[str, Any]:
         found = run.table(document["raw"], path)
         if json.loads(json.dumps(found)) != document["figures"]:
             raise SystemExit(f"{path.parent}: table.json does not follow from scores.npz")
-        raw["rows"] += [{"source": name, **row} for row in found["rows"]]
+        raw["rows"] += [{"source": name, **_compared(row)} for row in found["rows"]]
         raw["stacks"][name] = document["raw"]["stacks"]
         for model, stacks in _experiment_stacks(path, found).items():  # stacks of one model: another is no calibration
             raw["honest"][name if len(found["honest"]) == 1 else f"{name}/{model}"] = _rate(stacks)
@@ -149,7 +149,12 @@ def _h200_rows(arrays: dict[str, Any]) -> Any:
             assert pair[0] is not None and pair[1] is not None
             row = tables.row(deviation, "tokens", budget, NAMES, pair[0][:MOST], pair[1])
             assert row is not None
-            yield {"source": "h200", "model": "tb24m", "simulated": simulated, **row}
+            yield {"source": "h200", "model": "tb24m", "simulated": simulated, **_compared(row)}
+
+
+def _compared(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the two detectors that it compares: the others' values follow from the same files."""
+    return {**row, "auc": {name: row["auc"][name] for name in (row["ours"], row["closest_peer"])}}
 
 
 def _experiment_stacks(path: Path, table: dict[str, Any]) -> dict[str, list[Any]]:

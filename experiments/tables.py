@@ -65,7 +65,7 @@ def status(found: Floats, drawn: Floats, ours: int, peers: Sequence[int]) -> dic
     return {
         "status": {1: "ahead", 0: "tied", -1: "behind"}[worst[0]],
         "closest_peer": worst[3],
-        "difference": [worst[1], worst[2]],
+        "difference": [round(worst[1], 6), round(worst[2], 6)],
     }
 
 
@@ -95,8 +95,8 @@ def row(
         "kind": kind,
         "budget": budget,
         "batches": [len(honest), len(deviating)],
-        "auc": {name: float(value) for name, value in zip(names, found, strict=True)},
-        "interval": [float(value) for value in np.quantile(drawn[:, ours], [0.025, 0.975])],
+        "auc": {name: round(float(value), 6) for name, value in zip(names, found, strict=True)},
+        "interval": [round(float(value), 6) for value in np.quantile(drawn[:, ours], [0.025, 0.975])],
         "ours": names[ours],
         **judged,
         "closest_peer": names[judged["closest_peer"]],
