@@ -59,8 +59,7 @@ class Fitted:
     def save(self, path: Path) -> None:
         """Write the numbers to a JSON file."""
         value = {
-            "sigma": self.likelihood.sigma,
-            "epsilon": self.likelihood.epsilon,
+            **{name: getattr(self.likelihood, name) for name in ("sigma", "epsilon", "spread")},
             "named": asdict(self.named),
             "scales": [asdict(scale) for scale in self.scales],
         }
@@ -71,7 +70,7 @@ class Fitted:
         """What `save` wrote."""
         value = json.loads(path.read_text())
         return Fitted(
-            LikelihoodRatio(sigma=value["sigma"], epsilon=value["epsilon"]),
+            LikelihoodRatio(**{name: value[name] for name in ("sigma", "epsilon", "spread")}),
             NamedStatistics(**value["named"]),
             tuple(ErrorScale(**scale) for scale in value["scales"]),
         )

@@ -18,18 +18,33 @@ from veridifr.distribution import (
 )
 from veridifr.likelihood import SIGMA_GRID, fit_sigma, mix, win_matrix
 from veridifr.scores import Scores
-from veridifr.statistic import LikelihoodRatio
+from veridifr.statistic import SPREAD, LikelihoodRatio, error_sizes
 
 Floats = npt.NDArray[np.float64]
 EPSILON_GRID = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+_STEPS = (2, 3, 4, 6, 8)
+"""Spreads that are tried, in units of the usual one: their three sizes lie on the grid of sigma."""
+_GAIN = 5.0
+"""Nats of log-likelihood that a larger spread must gain: on dense models none gains any."""
 EFFECTS = (1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0)
 """Sizes of the simulated deviations, as multiples of the honest logit noise; the declared one is added."""
 
 
 def fit_statistic(fits: Sequence[Scores]) -> LikelihoodRatio:
-    """Honest sigma and epsilon by maximum likelihood over the fit part."""
-    sigma, epsilon = _likeliest(fits, [win_matrix(scores, SIGMA_GRID) for scores in fits], SIGMA_GRID)
-    return LikelihoodRatio(sigma=sigma, epsilon=epsilon)
+    """Honest sigma and epsilon by maximum likelihood over the fit part, and a larger spread where the usual one is too
+    small: a mixture of experts that takes another expert errs by many times the usual at that token."""
+    wins = [win_matrix(scores, SIGMA_GRID) for scores in fits]
+    top, sigma, epsilon = _likeliest(fits, wins, SIGMA_GRID)
+    least, found = top + _GAIN, LikelihoodRatio(sigma=sigma, epsilon=epsilon)
+    for steps in _STEPS:
+        sizes, weights_K = error_sizes(1.0, SPREAD * steps)
+        middle = np.arange(len(SIGMA_GRID) - steps)  # below the grid's end, errors are too small to matter
+        places = (np.maximum(middle - steps, 0), middle, middle + steps)
+        spread = [sum(w * matrix[:, at] for w, at in zip(weights_K, places, strict=True)) for matrix in wins]
+        top, sigma, epsilon = _likeliest(fits, spread, SIGMA_GRID[middle] / sizes[1])
+        if top > least:
+            least, found = top, LikelihoodRatio(sigma=sigma, epsilon=epsilon, spread=SPREAD * steps)
+    return found
 
 
 def fit_distribution(fits: Sequence[Scores]) -> DistributionRatio:
@@ -39,11 +54,12 @@ def fit_distribution(fits: Sequence[Scores]) -> DistributionRatio:
     if not any((entry.edges_M > -np.inf).any() for entry in choices):
         return DistributionRatio(sigma=min(NOMINAL_SIGMA, most), epsilon=EPSILON_GRID[0])
     grid = sizes_shown(fits[0])
-    sigma, epsilon = _likeliest(fits, [draw_matrix(scores, grid) for scores in fits], grid)
+    _, sigma, epsilon = _likeliest(fits, [draw_matrix(scores, grid) for scores in fits], grid)
     return DistributionRatio(sigma=sigma, epsilon=epsilon)
 
 
-def _likeliest(fits: Sequence[Scores], wins: Sequence[Floats], grid: Floats) -> tuple[float, float]:
+def _likeliest(fits: Sequence[Scores], wins: Sequence[Floats], grid: Floats) -> tuple[float, float, float]:
+    """The largest log-likelihood on the grid, and the sigma and epsilon there."""
     best: tuple[float, float, float] | None = None
     for epsilon in EPSILON_GRID:
         totals = np.array([mix(matrix, scores, epsilon).sum(axis=0) for matrix, scores in zip(wins, fits, strict=True)])
@@ -51,7 +67,7 @@ def _likeliest(fits: Sequence[Scores], wins: Sequence[Floats], grid: Floats) -> 
         if best is None or top > best[0]:
             best = (top, fit_sigma(totals, grid), epsilon)
     assert best is not None  # noqa: S101  (the grid is not empty)
-    return best[1:]
+    return best
 
 
 def effects_with(declared: float) -> tuple[float, ...]:
