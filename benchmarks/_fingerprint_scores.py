@@ -206,14 +206,16 @@ def kept(arrays: Arrays, calibrate: int, *, lean: bool) -> tuple[dict[str, Any],
 
 
 def _main(source: Collected, scale: Any, *, plain: bool = False) -> dict[str, Any]:
-    """Ranks of the main specification's scores, [tokens, prompts] for each condition, in prompt order. Ranks are among
+    """Ranks of the main specification's scores, [tokens, prompts] for each condition, in prompt order; with `plain` of
+    one pass of the verifier, and of the stacks that curves are against alone. Ranks are among
     the honest scores of all stacks: odd for an honest one or an equal one, even for a deviating one between two, which
     is all that a comparison with honest scores takes."""
     scores = {}
-    for name in source.stacks + source.deviations:
+    for name in (source.claimed if plain else source.stacks) + source.deviations:
         values = source.ratios(MAIN, name, scale, plain=plain)
         scores[name] = np.stack([combine(values[:, :tokens].sum(axis=1)) for tokens in TOKENS])
-    honest = [np.unique(np.stack([scores[name][row] for name in source.stacks])) for row in range(len(TOKENS))]
+    stacks = [name for name in source.stacks if name in scores]
+    honest = [np.unique(np.stack([scores[name][row] for name in stacks])) for row in range(len(TOKENS))]
 
     def ranks(values: Any) -> Any:
         pairs = zip(honest, values, strict=True)

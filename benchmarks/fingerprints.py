@@ -148,8 +148,17 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
         if _sha256(path) != about["sha256"]:
             raise SystemExit(f"{path.name}: not the file that the results were made from")
         with np.load(path, allow_pickle=False) as file:
-            out[name] = figures_of({key: file[key] for key in file.files}, about)
+            out[name] = _rounded(figures_of({key: file[key] for key in file.files}, about))
     return out
+
+
+def _rounded(value: Any) -> Any:
+    """The same with six decimals: more would say nothing, and there are thousands of values."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(inner) for inner in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def _docs(*, write: bool) -> list[str]:
