@@ -132,7 +132,7 @@ def test_a_kill_inside_the_first_record_is_no_reason_to_give_up(tmp_path: Path) 
         assert cut.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", [b"x", b"precious text\n" * 9, MAGIC[:-2] + b"3\n", b"PK\x03\x04"])
+@pytest.mark.parametrize("content", [b"x", b"precious text\n" * 9, MAGIC[:-2] + b"4\n", b"PK\x03\x04"])
 def test_a_file_that_is_no_evidence_is_left_alone(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "e").write_bytes(content)
     with pytest.raises(EvidenceError, match="not an evidence file of format 1"):

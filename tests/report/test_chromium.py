@@ -68,12 +68,14 @@ def test_it_prints_light_whatever_the_screen_is(report: Path, tmp_path: Path) ->
     for name, flag in (("light", LIGHT), ("dark", DARK)):
         files.append(tmp_path / f"{name}.pdf")
         run(report, f"--print-to-pdf={files[-1]}", "--no-pdf-header-footer", flag)
-    light, dark = (re.sub(rb"D:\d+[^)]*|/ID \[[^]]*\]", b"", file.read_bytes()) for file in files)
+    light, dark = (file.read_bytes() for file in files)
     assert light.startswith(b"%PDF-")
     pages = len(re.findall(rb"/Type\s*/Page\b", light))
     assert 5 <= pages <= 20  # the overview, and four audits of at least one page each
     assert len(light) > 20_000
-    assert light == dark
+    drawn = [re.findall(rb"\bstream\r?\n(.*?)\r?\nendstream\b", file, re.DOTALL) for file in (light, dark)]
+    assert len(drawn[0]) >= pages  # what is drawn, fonts too; dates and places of objects differ from print to print
+    assert drawn[0] == drawn[1]
 
 
 def test_all_verdicts_open(tmp_path: Path) -> None:
