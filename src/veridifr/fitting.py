@@ -25,7 +25,7 @@ EPSILON_GRID = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 _STEPS = (2, 3, 4, 6, 8)
 """Spreads that are tried, in units of the usual one: their three sizes lie on the grid of sigma."""
 _GAIN = 5.0
-"""Nats of log-likelihood that a larger spread must gain: on dense models none gains any."""
+"""Nats of log-likelihood that a larger spread must gain."""
 EFFECTS = (1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0)
 """Sizes of the simulated deviations, as multiples of the honest logit noise; the declared one is added."""
 

@@ -17,6 +17,7 @@ from veridifr.calibration_io import read_calibration
 from veridifr.demo import DATA
 from veridifr.finding import Finding, NotConsistent, Verdict
 from veridifr.judging import COVERAGE, POWER
+from veridifr.statistic import SPREAD, LikelihoodRatio
 from veridifr.trace import Trace
 
 
@@ -215,3 +216,9 @@ def test_another_model_name_is_said(recorded: Recorded) -> None:
     finding = run(recorded, [replace(trace, model="tb24m") for trace in recorded["v1"]])
     assert finding.verdict is Verdict.CONSISTENT
     assert any("'tb24m'" in text and "'tb7m'" in text for text in finding.assumptions)
+
+
+def test_a_dense_model_has_the_usual_tail(recorded: Recorded) -> None:
+    statistic = recorded.calibration.statistic
+    assert isinstance(statistic, LikelihoodRatio)
+    assert statistic.spread == SPREAD

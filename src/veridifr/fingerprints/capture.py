@@ -55,6 +55,7 @@ class Capture:
         self._counts = None if counts is None else [int(count) for count in counts]
         self._projector = Projector(spec, next(model.parameters()).device)
         self._modules = [_module(model, tap) for tap in spec.taps]
+        self._width = spec.k
         self._columns = [0] * len(spec.taps)
         self._rows: list[list[tuple[list[int], list[int], Any]]] = [[] for _ in spec.taps]
         self._states: list[list[Any]] | None = [[] for _ in spec.taps] if keep_states else None
@@ -80,7 +81,7 @@ class Capture:
         entries = self._spec.entries(tokens)
         out = []
         for tap, pieces in zip(self._spec.taps, self._rows, strict=True):
-            found_FK = np.zeros((entries, pieces[0][2].shape[1] if pieces else 0), dtype=np.float32)
+            found_FK = np.zeros((entries, self._width), dtype=np.float32)
             seen_F = np.zeros(entries, dtype=bool)
             for rows, numbers, projected in pieces:
                 keep = [i for i, (r, n) in enumerate(zip(rows, numbers, strict=True)) if r == row and n < entries]
@@ -100,6 +101,7 @@ class Capture:
         if self._states is None or other._states is None or self._starts != other._starts:
             raise FingerprintError("apart: the hidden states of both runs over one batch are needed")
         found = copy.copy(self)
+        found._width = 1
         found._rows = [
             [
                 (rows, numbers, (mine.float() - theirs.float()).square().mean(dim=1, keepdim=True).sqrt())
