@@ -1,8 +1,8 @@
 """How far rounding moves a model's hidden states: a second run in which each module's output is rounded to bfloat16.
 
 Tokens differ in it several times over, and every honest 16-bit run moves most where this one does, so it tells a small
-deviation from honest noise at a token where honest noise is large (benchmarks/fingerprints.py has the curves with it and
-without). The modules' outputs stay in float32, so any device will do.
+deviation from honest noise at a token where honest noise is large: benchmarks/fingerprints.py has the curves with it
+and without. The modules' outputs stay in float32, so any device will do.
 """
 
 from __future__ import annotations
