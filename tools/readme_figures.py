@@ -123,8 +123,8 @@ def _fingerprints(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{int4['auc']:.4f} (95 % interval from {int4['auc_95'][0]:.4f})",
         ),
         (
-            "tokens until that fingerprint's AUC is 0.999, by deviation (simulated); the verifier makes a second pass, for "
-            "the sensitivity of each token to rounding",
+            "tokens until that fingerprint's AUC is 0.999, by deviation (simulated); the verifier makes a second pass, "
+            "for the sensitivity of each token to rounding",
             ", ".join(f"{name} {_tokens(tokens)}" for name, tokens in found["tokens_to_auc_999"].items()),
         ),
         (
