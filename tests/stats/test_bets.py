@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
@@ -104,6 +104,7 @@ def test_the_payoff_is_a_martingale_within_its_bounds(seed, floor, alpha, where,
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.floats(0.0, 1.0), st.floats(1.0, 50.0))
+@example(0, 0.5, 1.25)  # at the first factor every cell is at a bound
 def test_bounding_agrees_with_a_root_finder(seed, low, high):
     rng = np.random.default_rng(seed)
     widths = rng.dirichlet(np.ones(6))

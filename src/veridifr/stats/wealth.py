@@ -88,7 +88,8 @@ def bounded(forecast_DC: FloatArray, widths_C: FloatArray, low_D: FloatArray, hi
         most_D = np.where(total_D < 1.0, most_D, factor_D)
         slope_D = (forecast_DC * ((paid_DC > low) & (paid_DC < high))) @ widths_C
         newton_D = factor_D + (1.0 - total_D) / np.maximum(slope_D, 1e-300)
-        inside_D = (newton_D > least_D) & (newton_D < most_D)
+        # Where all cells are at a bound, the slope says nothing of how far the next bend is.
+        inside_D = (slope_D > 0.0) & (newton_D > least_D) & (newton_D < most_D)
         middle_D = np.where(np.isinf(most_D), 2.0 * factor_D, (least_D + np.minimum(most_D, 1e300)) / 2.0)
         factor_D = np.where(inside_D & (step % 5 != 4), newton_D, middle_D)
         paid_DC = np.clip(factor_D[:, None] * forecast_DC, low, high)
