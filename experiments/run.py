@@ -191,12 +191,10 @@ def _rows(
     experiment: specs.Experiment, model: str, provider: specs.Provider, honest: list[str], arrays: dict[str, Any]
 ) -> list[dict[str, Any]]:
     found = []
+    places, detectors = experiment.activation_budgets, scores.activation_detectors(experiment)
     kinds = (
         ("tokens", experiment.budgets, experiment.edges, scores.TOKEN_DETECTORS, 1),
-        (
-            *("activations", experiment.activation_budgets, experiment.activation_budgets),
-            *(scores.activation_detectors(experiment), len(experiment.fingerprints)),
-        ),
+        ("activations", places, places, detectors, len(experiment.fingerprints)),
     )
     for kind, budgets, edges, names, own in kinds:
         ours = tables.lots(arrays, honest, kind)

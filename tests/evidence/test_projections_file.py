@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from test_evidence_file import HEADER, evidence, record, same, write
 from veridifr import evidence_io
 from veridifr.errors import EvidenceError
 from veridifr.evidence import Evidence
-from veridifr.evidence_io import MAGIC, EvidenceWriter
+from veridifr.evidence_io import MAGIC, EvidenceHeader, EvidenceWriter
 
 PROJECTING = replace(HEADER, settings={**HEADER.settings, "fingerprints": "ab" * 32})
 
@@ -23,13 +24,17 @@ def projected(number: int) -> Evidence:
     return replace(found, projections_AFK=rng.normal(size=(2, found.tokens, 3)).astype(np.float32))
 
 
-def test_projections_are_kept(tmp_path: Path) -> None:
-    path = tmp_path / "e"
-    made = [projected(0), evidence(1), projected(2)]
-    writer = EvidenceWriter(path, PROJECTING)
+def written(path: Path, header: EvidenceHeader, made: Sequence[Evidence]) -> None:
+    writer = EvidenceWriter(path, header)
     for item in made:
         writer.append(item)
     writer.close()
+
+
+def test_projections_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    made = [projected(0), evidence(1), projected(2)]
+    written(path, PROJECTING, made)
     assert path.read_bytes().startswith(evidence_io.MAGIC_2)
     for got, wanted in zip(evidence_io.read_all(path), made, strict=True):
         assert same(got, wanted)
@@ -93,10 +98,7 @@ def sensitive(number: int) -> Evidence:
 def test_sensitivities_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "e"
     made = [sensitive(0), projected(1), sensitive(2)]
-    writer = EvidenceWriter(path, SENSITIVE)
-    for item in made:
-        writer.append(item)
-    writer.close()
+    written(path, SENSITIVE, made)
     assert path.read_bytes().startswith(evidence_io.MAGIC_3)
     for got, wanted in zip(evidence_io.read_all(path), made, strict=True):
         assert got.projections_AFK is not None and wanted.projections_AFK is not None

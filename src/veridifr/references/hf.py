@@ -114,7 +114,7 @@ class HfReference(TokenizingReference):
         budget = self._settings.batch_tokens or (_CPU_BATCH_TOKENS if cpu else _GPU_BATCH_TOKENS)
         for batch in _batches(traces, budget):
             with torch.inference_mode():
-                hidden_BTD, captured = self._run(batch, self._spec)
+                hidden_BTD, captured = self._run(batch)
                 apart = captured.apart(self._rounded(batch)) if captured is not None and self._sensitivity else None
                 for row, trace in enumerate(batch):
                     first, tokens = len(trace.prompt_token_ids) - 1, len(trace.output_token_ids)
@@ -138,13 +138,13 @@ class HfReference(TokenizingReference):
             found.settings["sensitivity"] = KIND
         return found
 
-    def _run(self, batch: Sequence[Trace], spec: FingerprintSpec | None) -> tuple[torch.Tensor, Capture | None]:
+    def _run(self, batch: Sequence[Trace]) -> tuple[torch.Tensor, Capture | None]:
         """Hidden states, and the projections that the same run leaves if a specification was given."""
-        if spec is None:
+        if self._spec is None:
             return self._hidden(batch), None
         captured = Capture(
             self._model,
-            spec,
+            self._spec,
             starts=[len(trace.prompt_token_ids) - 1 for trace in batch],
             counts=[len(trace.output_token_ids) for trace in batch],
             keep_states=self._sensitivity,
@@ -155,7 +155,7 @@ class HfReference(TokenizingReference):
     def _rounded(self, batch: Sequence[Trace]) -> Capture:
         """What a second run leaves in which everything is rounded."""
         with rounded(self._model.base_model):
-            captured = self._run(batch, self._spec)[1]
+            captured = self._run(batch)[1]
         assert captured is not None  # noqa: S101  (there is a specification; for the type checker)
         return captured
 
