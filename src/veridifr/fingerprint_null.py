@@ -99,10 +99,7 @@ def measure(trace: Trace, evidence: Evidence, spec: FingerprintSpec, *, sensitiv
     return Measured(
         id=trace.id,
         tokens=evidence.tokens,
-        claimed_A=tuple(
-            Intervals(low_FK=one.low_FK[:entries], high_FK=one.high_FK[:entries], period_K=one.period_K)
-            for one in claimed
-        ),
+        claimed_A=tuple(one.of(slice(entries)) for one in claimed),
         own_AFK=own_AFK,
         sensitivity_AF=evidence.sensitivity_AF if sensitivity else None,
     )

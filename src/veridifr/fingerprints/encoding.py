@@ -53,6 +53,10 @@ class Intervals:
             period_K=parts[0].period_K,
         )
 
+    def of(self, entries: slice | npt.NDArray[np.bool_]) -> Intervals:
+        """Those of some entries alone."""
+        return Intervals(low_FK=self.low_FK[entries], high_FK=self.high_FK[entries], period_K=self.period_K)
+
 
 def to_codes(spec: FingerprintSpec, tap: int, values_FK: npt.ArrayLike) -> Codes:
     """The codes of F projections of tap number `tap`. `FingerprintError` for a wrong shape or a value not finite."""

@@ -110,7 +110,7 @@ def fit_scale(
     own = np.asarray(own_FK, dtype=np.float64)[:most]
     if not len(own):
         raise FingerprintError("calibration: got no entries to fit the error scale to")
-    part = Intervals(low_FK=intervals.low_FK[:most], high_FK=intervals.high_FK[:most], period_K=intervals.period_K)
+    part = intervals.of(slice(most))
     spreads = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
     def value(octave: float, spread: float) -> float:
@@ -141,8 +141,8 @@ def _relative(
     found = np.empty(len(own))
     for step in np.unique(step_F):
         rows = step_F == step
-        part = Intervals(low_FK=intervals.low_FK[rows], high_FK=intervals.high_FK[rows], period_K=intervals.period_K)
-        found[rows] = log_likelihood(part, own[rows], replace(scale, sigma=scale.sigma * 2 ** (step / _GRID)), multiple)
+        relative = replace(scale, sigma=scale.sigma * 2 ** (step / _GRID))
+        found[rows] = log_likelihood(intervals.of(rows), own[rows], relative, multiple)
     return found
 
 
