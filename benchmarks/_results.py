@@ -23,7 +23,7 @@ def write(path: Path, raw: Mapping[str, Any], compute: Compute) -> dict[str, Any
     plain = json.loads(json.dumps(raw))  # figures must follow from what is in the file
     document = {
         "figures": compute(plain),
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
+        "command": " ".join(["python", "/".join(Path(sys.argv[0]).resolve().parts[-2:]), *_arguments()]),
         "commit": COMMIT,
         "uncommitted": _UNCOMMITTED,
         "versions": {"python": platform.python_version(), **_versions()},

@@ -30,8 +30,12 @@ def serve(
 ) -> list[list[int]]:
     """Output ids for each prompt; `asked` as for an engine."""
     found = AutoModelForCausalLM.from_pretrained(
-        model, dtype=getattr(torch, provider.dtype), attn_implementation=provider.attention, local_files_only=True
+        model,
+        dtype=getattr(torch, provider.dtype),
+        attn_implementation=provider.attention or "sdpa",
+        local_files_only=True,
     ).eval()
+    found.to("cuda" if torch.cuda.is_available() else "cpu")
     outputs: list[list[int]] = []
     for first in range(0, len(prompts), provider.max_num_seqs):
         part = slice(first, first + provider.max_num_seqs)
@@ -41,18 +45,19 @@ def serve(
 
 def _batch(model: Any, prompts: Sequence[Sequence[int]], asked: Sequence[dict[str, Any]]) -> list[list[int]]:
     longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    device = model.device
+    ids = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     position, cache = (mask.cumsum(1) - 1).clamp_min(0), DynamicCache()
     outputs: list[list[int]] = [[] for _ in prompts]
     with torch.inference_mode():
         for step in range(asked[0]["max_tokens"]):
             found = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache)
-            rows = found.logits[:, -1].float().numpy()
+            rows = found.logits[:, -1].float().cpu().numpy()
             chosen = [_draw(row, len(prompt), step, one) for row, prompt, one in zip(rows, prompts, asked, strict=True)]
             for output, token in zip(outputs, chosen, strict=True):
                 output.append(token)
-            ids, position = torch.tensor(chosen)[:, None], position[:, -1:] + 1
+            ids, position = torch.tensor(chosen, device=device)[:, None], position[:, -1:] + 1
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     return outputs
 
@@ -60,7 +65,9 @@ def _batch(model: Any, prompts: Sequence[Sequence[int]], asked: Sequence[dict[st
 def _draw(row: np.ndarray, length: int, step: int, asked: dict[str, Any]) -> int:
     """Temperature, top-k, top-p, then the largest of l/T + g."""
     scaled = row.astype(np.float64) / asked["temperature"]
-    order = np.argsort(-scaled, kind="stable")[: asked.get("top_k") or len(scaled)]
+    top_k = asked.get("top_k") or len(scaled)
+    near = np.flatnonzero(scaled >= -np.partition(-scaled, top_k - 1)[top_k - 1])
+    order = near[np.argsort(-scaled[near], kind="stable")][:top_k]
     mass = np.exp(scaled[order] - scaled[order[0]])
     before = np.cumsum(mass) - mass
     kept = np.sort(order[before < (asked.get("top_p") or 1.0) * mass.sum()])

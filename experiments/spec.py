@@ -33,8 +33,9 @@ class Provider:
     `inside` changes logits inside the engine before it samples: `uniform` draws a `share` of the tokens uniformly from
     the `top_k` likeliest, `second` takes the second likeliest at every `period`-th token, `watermark` adds `bias` to
     half of the vocabulary, keyed by the token before. `engine` is vllm, or hf: transformers with cached decode in
-    batches of `max_num_seqs`, `attention` being its implementation. `prepend` puts so many tokens before each prompt,
-    `keep` cuts prompts to their last tokens.
+    batches of `max_num_seqs`. `attention` is the implementation of either, by its name there; None leaves it to vLLM,
+    and is sdpa of transformers. `prepend` puts so many tokens before each prompt, `keep` cuts prompts to their last
+    tokens.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Provider:
     model: str | None = None
     weights: str | None = None
     engine: str = "vllm"
-    attention: str = "sdpa"
+    attention: str | None = None
     dtype: str = "bfloat16"
     kv_cache: str = "auto"
     runner: str | None = None

@@ -91,6 +91,8 @@ def options_of(provider: specs.Provider, prompt: int, tokens: int, *, gpu: bool)
         options["worker_extension_cls"] = EXTENSION
     else:  # what is changed depends on the output so far, so no step may begin before the last one ends
         options |= {"logits_processors": ["inside:Inside"], "async_scheduling": False}
+    if provider.attention is not None:
+        options["attention_backend"] = provider.attention
     if provider.weights in specs.ONLINE:
         options["quantization"] = specs.ONLINE[provider.weights]
     if provider.tensor_parallel > 1:
