@@ -15,12 +15,17 @@ def figures_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
     rows = tests.sequential(arrays)
     errors = tests.false_positives(arrays)
     saved = pauc.savings(curves["contiguous"])
+    ceilings = pauc.ceilings(arrays)
+    fewest = pauc.fewest_tokens(ceilings)
     return {
         "pauc": curves["contiguous"],
         "pauc_95": curves["contiguous_95"],
         "pauc_prefixes": curves["prefixes"],
         "pauc_prefixes_95": curves["prefixes_95"],
         "pauc_shuffled": curves["shuffled"],
+        "pauc_ceiling": ceilings,
+        "fewest_tokens_at_pauc_0.9": fewest,
+        "tokens_ratio_ceiling": pauc.ratio_ceilings(fewest, saved),
         "targets": pauc.targets(curves["contiguous"], curves["contiguous_95"]),
         "targets_prefixes": pauc.targets(curves["prefixes"], curves["prefixes_95"]),
         "tokens_at_pauc_0.9": {name: row["tokens"] for name, row in saved.items()},

@@ -79,6 +79,44 @@ def curves(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def ceilings(arrays: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """By deviation and contiguous tokens, the partial AUC of an oracle that finds every batch in which some token is
+    not the reference's argmax, and never an honest one: 1 less half of the share of batches without such a token.
+
+    Those are tokens that the honest provider would have sent too, but for ties that its own noise turns as often, so
+    nothing that sees tokens alone can tell them from honest ones (docs/statistics.md, "What tokens can show").
+    """
+    mismatches = STATISTICS.index("match_rate")
+    found: dict[str, dict[str, float]] = {}
+    for name in [key.split("/")[0] for key in arrays if key.endswith("/fit") and key.split("/")[0] not in HONEST]:
+        scores, found[name] = judged(arrays, name), {}
+        for tokens in TOKENS:
+            sums = batches(scores, tokens, mismatches, prefix=prefix_of(tokens, 1))
+            if sums is not None and len(sums) >= FEWEST_DEVIATING:
+                found[name][str(tokens)] = 1.0 - float(np.mean(sums < 0.5)) / 2.0
+    return found
+
+
+def fewest_tokens(ceilings: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """By deviation, tokens at which the oracle of `ceilings` reaches `LEVEL`: with fewer no detector does. Where it is
+    there already at the fewest measured, the share of batches without a mismatch is taken back at a constant rate."""
+    found = {}
+    for name, rows in ceilings.items():
+        fewest = tokens_for({t: {"oracle": value} for t, value in rows.items()}, "oracle")
+        if fewest is None:
+            at_first = max(2.0 * (1.0 - rows[str(EDGES[0])]), 1e-3)
+            fewest = EDGES[0] * float(np.log(2.0 * (1.0 - LEVEL)) / np.log(at_first))
+        found[name] = fewest
+    return found
+
+
+def ratio_ceilings(fewest: Mapping[str, float], saved: Mapping[str, Any]) -> dict[str, float | None]:
+    """By deviation, the mean clipped margin's tokens over the fewest with which any detector could reach `LEVEL`; None
+    where the former is not known."""
+    theirs = {name: saved[name]["tokens"]["mean_clipped_margin"] for name in fewest}
+    return {name: None if theirs[name] is None else theirs[name] / fewest[name] for name in fewest}
+
+
 def prefix_of(tokens: int, pieces: int) -> int:
     """The shortest prefix of at least 50 tokens, at most `pieces` of which make up `tokens`; a whole sequence else."""
     fit = [edge for edge in EDGES if edge >= 50 and tokens % edge == 0 and tokens <= pieces * edge]

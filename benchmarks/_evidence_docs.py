@@ -11,11 +11,13 @@ END = "<!-- end of evidence -->"
 SOURCES = {
     "h200": "vLLM 0.24 on an H200, tb24m (24 M parameters), 300 tokens a sequence",
     "gpu": "vLLM 0.24 on an H200, models of 101 M parameters and of 345 M (mixture of experts), 128 tokens a sequence",
-    "cpu": "vLLM 0.32 and transformers on a CPU, tb7m (7 M parameters), 100 tokens a sequence",
+    "cpu": "vLLM 0.32 and transformers on a CPU, tb7m (7 M parameters), 64 tokens a sequence",
     "small": "The reduced table of `make experiments-small`",
 }
 MARKS = {"ahead": "▲", "tied": "=", "behind": "▼"}
 KINDS = {"tokens": "tokens alone", "activations": "activations (16 coordinates of 2 bits, 4 bytes a token)"}
+_OWN = {"mean_clipped_margin": "mean clipped margin", "match_rate": "match rate", "likelihood": "likelihood"}
+"""Columns on our replay, and what they are called."""
 PEERS = {
     "mean_clipped_margin": "mean clipped margin",
     "paper_likelihood": "paper's likelihood",
@@ -40,6 +42,7 @@ def _lines(raw: Mapping[str, Any]) -> Iterator[str]:
             chosen = [row for row in rows if (row["source"], row["model"], row["kind"]) == (source, model, kind)]
             if chosen:
                 yield from _table(chosen, KINDS[kind] if len(models) == 1 else f"{model}, {KINDS[kind]}")
+    yield from _package(raw["package"])
     yield from _stacks(raw)
     yield from _rates(raw)
 
@@ -64,6 +67,28 @@ def _cell(row: Mapping[str, Any] | None) -> str:
 
 def _auc(value: float) -> str:
     return "1" if value >= 0.99995 else f"{value:.4f}".removeprefix("0") if value >= 0.99 else f"{value:.3f}"[1:]
+
+
+def _package(package: Mapping[str, Any]) -> Iterator[str]:
+    for model, found in package.get("found", {}).items():
+        tokens = f"{package['sequences']} sequences of each provider"
+        yield f"### The installed package {package['name']}, as it is, on the same sequences of {model}"
+        yield ""
+        yield f"| {tokens} | matching tokens, as it says | its margin | its matches | {' | '.join(_OWN.values())} |"
+        yield "|---" * (4 + len(_OWN)) + "|"
+        for name, auc in found["auc"].items():
+            cells = [_auc(auc[column]) for column in ("package_margin", "package_match", *_OWN)]
+            yield f"| {name} | {found['exact_match'][name]:.1%} | " + " | ".join(cells) + " |"
+        yield ""
+        honest = " and ".join(
+            f"{share:.1%} of {name}" for name, share in found["exact_match"].items() if name not in found["auc"]
+        )
+        yield (
+            f"AUC of one whole sequence against honest V1 ones, of whose tokens it matches {honest}. The last three "
+            "columns are the same statistics on our replay, and our score. Honest traffic of the V2 runner should be at "
+            "0.5: the package has V1's noise alone."
+        )
+        yield ""
 
 
 def _stacks(raw: Mapping[str, Any]) -> Iterator[str]:

@@ -112,6 +112,8 @@ def _peak(*, reset: bool = False) -> int:
 
 def _decode(llm: Any, args: argparse.Namespace, vocab: int) -> dict[str, Any]:
     """Seconds of generation with capture off and on, in turn, at several batch sizes."""
+    import torch
+
     rng = np.random.default_rng(1)
     raw: dict[str, Any] = {}
     for batch, tokens, pairs in args.decode:
@@ -133,7 +135,7 @@ def _decode(llm: Any, args: argparse.Namespace, vocab: int) -> dict[str, Any]:
                     capture.close()
                 if pair:
                     times[name].append(taken)
-        raw[f"b{batch}"] = times | {"tokens": batch * tokens}
+        raw[f"b{batch}"] = times | {"tokens": batch * tokens, "threads": torch.get_num_threads()}
         print(f"decode {batch}: {np.median(times['off_s']) / np.median(times['on_s']):.4f}", flush=True)
     return raw
 

@@ -28,7 +28,8 @@ from veridifr.stats import clopper_pearson, permutation_test, permutations_for
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
-import run  # noqa: E402  (they lie beside the package)
+import peer_package  # noqa: E402  (they lie beside the package)
+import run  # noqa: E402
 import tables  # noqa: E402
 
 RESULTS = _results.RESULTS / "evidence.json"
@@ -84,7 +85,7 @@ def main() -> int:
 def collected() -> dict[str, Any]:
     """Everything that figures and tables are made of."""
     files = {"h200": DECISIONS, **{path.parent.name: path for path in sorted(EXPERIMENTS.glob("*/scores.npz"))}}
-    raw: dict[str, Any] = {"sources": {}, "rows": [], "honest": {}, "stacks": {}}
+    raw: dict[str, Any] = {"sources": {}, "rows": [], "honest": {}, "stacks": {}, "package": {}}
     for name, path in files.items():
         raw["sources"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if name == "h200":
@@ -95,6 +96,11 @@ def collected() -> dict[str, Any]:
             raise SystemExit(f"{path.parent}: table.json does not follow from scores.npz")
         raw["rows"] += [{"source": name, **_compared(row)} for row in found["rows"]]
         raw["stacks"][name] = document["raw"]["stacks"]
+        installed = path.parent / f"{peer_package.NAME}.json"
+        if installed.exists():
+            about = json.loads(installed.read_text())["raw"]
+            raw["package"] |= {"name": about["package"], "sequences": about["sequences"]}
+            raw["package"]["found"] = peer_package.figures(about, path.parent)
         for model, stacks in _experiment_stacks(path, found).items():  # stacks of one model: another is no calibration
             raw["honest"][name if len(found["honest"]) == 1 else f"{name}/{model}"] = _rate(stacks)
     with np.load(DECISIONS, allow_pickle=False) as file:

@@ -4,6 +4,9 @@ usage: vllm_h200.py --models DIR --prompts FILE --out DIR [--parts speed peer tb
        vllm_h200.py --raw FILE...    write benchmarks/results/vllm_h200.json from what came back
        vllm_h200.py --check          recompute its figures
 
+Batches of `--decode` that come back replace those of the same size. OMP_NUM_THREADS=1 keeps torch's own threads on the
+host from disturbing the launches of a decoding engine: without it times at batch 256 lie apart by a sixth.
+
 Every engine runs in a process of its own (`_vllm_workers`). Bare prefill is the same engine with the same inputs and
 one output token; both are timed in turn. `--models` holds tb24m; the model of the shape of Llama 3.1 8B is made there,
 with random weights. `--prompts` is JSON: {"prompts": [[ids], ...]}.
@@ -229,7 +232,10 @@ def main() -> int:
         return 1 if wrong else 0
     if args.raw:
         raw = dict(_results.read(RESULT)["raw"]) if RESULT.exists() else {}
-        raw |= {path.stem: json.loads(path.read_text()) for path in args.raw}
+        found = {path.stem: json.loads(path.read_text()) for path in args.raw}
+        if "decode" in found:
+            found["decode"] = raw.get("decode", {}) | found["decode"]
+        raw |= found
         print(json.dumps(_results.write(RESULT, raw, figures), indent=1))
         return 0
     run(args)

@@ -70,13 +70,14 @@ def _decisions(figures: dict[str, Any]) -> list[str]:
     lines = [
         "",
         "Contiguous tokens until the partial AUC (false-positive rate up to 1 %) is 0.9, by statistic, on the same"
-        " evidence; – is not within 1,800:",
+        " evidence; – is not within 1,800. With fewer than *any* no detector that sees tokens can"
+        " ([why](docs/statistics.md#what-tokens-can-show)):",
         "",
-        "| deviation | " + " | ".join(columns.values()) + " |",
-        "|---|" + "---|" * len(columns),
+        "| deviation | any | " + " | ".join(columns.values()) + " |",
+        "|---|---|" + "---|" * len(columns),
     ]
     for name in sorted(needed, key=lambda name: (name.startswith("held."), name)):
-        shown = []
+        shown = [f"{figures['fewest_tokens_at_pauc_0.9'][name]:.0f}"]
         for statistic in columns:
             value, row = needed[name][statistic], figures["pauc"][name]["30"]
             shown.append("under 30" if row[statistic] >= 0.9 else "–" if value is None else f"{value:.0f}")
