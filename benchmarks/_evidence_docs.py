@@ -85,7 +85,7 @@ def _package(package: Mapping[str, Any]) -> Iterator[str]:
         )
         yield (
             f"AUC of one whole sequence against honest V1 ones, of whose tokens it matches {honest}. The last three "
-            "columns are the same statistics on our replay, and our score. Honest traffic of the V2 runner should be at "
+            "columns are the same statistics on our replay, and our score. Honest traffic of the V2 runner should get "
             "0.5: the package has V1's noise alone."
         )
         yield ""

@@ -35,10 +35,21 @@ def write(path: Path, raw: Mapping[str, Any], compute: Compute) -> dict[str, Any
         document |= {key: read(path)[key] for key in ("command", "commit", "uncommitted", "versions", "hardware")}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.write_text(_text(document) + "\n")
     partial.replace(path)
     figures: dict[str, Any] = document["figures"]
     return figures
+
+
+def _text(value: Any, indent: int = 0) -> str:
+    """JSON, one line for everything that holds no further list or object that is not empty."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if not any(isinstance(part, (dict, list)) and part for part in parts):
+        return json.dumps(value)
+    start, end = "{}" if isinstance(value, dict) else "[]"
+    names = [f"{json.dumps(name)}: " for name in value] if isinstance(value, dict) else [""] * len(value)
+    lines = [" " * (indent + 1) + name + _text(part, indent + 1) for name, part in zip(names, parts, strict=True)]
+    return "\n".join([start, ",\n".join(lines), " " * indent + end])
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def test_everything_comes_out_once_and_in_order(on_gpu: bool) -> None:
     backlog: _Backlog[int] = _Backlog(finish, on_gpu=on_gpu)
     for number in range(5):
         backlog.add(number)  # type: ignore[arg-type]  # a trace, to the backlog, is what `finish` takes
+    backlog.settle()  # waits on a CPU alone
     early = list(backlog.made())
     release.set()
     assert early == ([] if on_gpu else [0, 10, 20, 30, 40])

@@ -13,7 +13,7 @@ import torch
 
 from veridifr.evidence import HOT
 from veridifr.references import fused_listing
-from veridifr.references.listing import Listing, allowed_tail, joined, list_candidates
+from veridifr.references.listing import Listing, allowed_tail, fewest_listed, joined, list_candidates
 from veridifr.trace import Sampling
 
 ROWS, VOCAB = 24, 1500
@@ -178,16 +178,55 @@ def test_the_fused_listing_keeps_the_same_promises(sampling: dict[str, Any], pla
     assert got.counts_R.sum() <= usual.counts_R.sum()
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.0},
+        {"top_k": 5},
+        {"top_k": 300, "temperature": 0.7},
+        {"top_k": 60, "top_p": 0.9, "temperature": 1.4},
+        {"top_k": 20, "min_p": 0.05},
+    ],
+    ids=str,
+)
+def test_the_fused_listing_by_number_is_the_usual_one_but_for_its_length(
+    sampling: dict[str, Any], plain_kernels: None
+) -> None:
+    logits = logits_of(3)
+    claimed = np.argsort(-logits, axis=1)[np.arange(ROWS), np.arange(ROWS) * 60]
+    got, usual = fused(logits, claimed, **sampling), made(logits, claimed, **sampling)
+    heat = sampling.get("temperature", 1.0) or 1.0
+    check_promises(got, logits, claimed, heat)
+    fewest = fewest_listed(Sampling(**sampling), 400)
+    assert (got.counts_R >= fewest).all() and (got.counts_R <= 1.6 * fewest + 1).all()
+    np.testing.assert_array_equal(got.rank_R, usual.rank_R)
+    np.testing.assert_allclose(got.lse_R, usual.lse_R, rtol=1e-6)
+    unlisted = [np.delete(row, ids) for row, ids in zip(logits, rows_of(got), strict=True)]
+    left_R = np.array([np.exp(row.astype(np.float64) / heat).sum() for row in unlisted])
+    whole_R = np.exp(logits.astype(np.float64) / heat).sum(axis=1)
+    np.testing.assert_allclose(got.tail_R, left_R / whole_R, rtol=1e-4, atol=1e-12)
+
+
+def test_the_fused_listing_passes_over_minus_infinities(plain_kernels: None) -> None:
+    logits = logits_of(2)
+    logits[:, 100:] = -np.inf  # fewer are left than are wanted
+    for sampling in ({"top_k": 120}, {"temperature": 0.8}):
+        listing = fused(logits, np.full(ROWS, 7), **sampling)
+        assert all(ids.max() < 100 for ids in rows_of(listing))
+        assert np.isfinite(listing.logits_N).all() and np.isfinite(listing.lse_R).all()
+    assert (fused(logits, np.full(ROWS, 7), top_k=120).counts_R == 100).all()
+
+
 def test_the_fused_listing_of_cold_rows_lists_few(plain_kernels: None) -> None:
     logits = logits_of(1, scale=40.0)
     listing = fused(logits, logits.argmax(axis=1), temperature=0.05)
     assert (listing.counts_R[logits.std(axis=1) > 10] < 200).all()
 
 
-def test_the_fused_listing_is_for_rows_bounded_by_their_tail(plain_kernels: None) -> None:
-    assert fused_listing.applies(Sampling(temperature=0.7, top_p=0.9))
-    for other in (Sampling(temperature=0.0), Sampling(top_k=5), Sampling(min_p=0.1)):
-        assert not fused_listing.applies(other)
+def test_the_fused_listing_is_for_all_rows_but_those_of_min_p_alone(plain_kernels: None) -> None:
+    for some in (Sampling(temperature=0.7, top_p=0.9), Sampling(temperature=0.0), Sampling(top_k=5, min_p=0.1)):
+        assert fused_listing.applies(some)
+    assert not fused_listing.applies(Sampling(min_p=0.1))
 
 
 COMPILED = """
@@ -205,13 +244,12 @@ assert fused_listing.applies(Sampling()), "numba is part of the tests' environme
 found = []
 for kernels in (fused_listing._kernels(), (fused_listing._measure, fused_listing._gather)):
     fused_listing._kernels = lambda kernels=kernels: kernels
-    for heat in (1.0, 0.6):
+    settings = ({}, {"temperature": 0.6}, {"temperature": 0.6, "top_k": 60}, {"temperature": 0.0})
+    for sampling in (Sampling(**fields) for fields in settings):
         found.append(
-            fused_listing.list_tail(
-                logits, claimed, Sampling(temperature=heat), tail_mass=1e-6, list_bytes=400, threads=3
-            )
+            fused_listing.list_tail(logits, claimed, sampling, tail_mass=1e-6, list_bytes=400, threads=3)
         )
-for fast, plain in ((found[0], found[2]), (found[1], found[3])):
+for fast, plain in zip(found[:4], found[4:], strict=True):
     np.testing.assert_array_equal(fast.ids_N, plain.ids_N)
     np.testing.assert_array_equal(fast.logits_N, plain.logits_N)
     for name in ("lse_R", "floor_R", "tail_R", "hot_tail_R", "rank_R", "counts_R"):

@@ -1,7 +1,7 @@
-"""The listing of unfiltered rows in one kernel, compiled where that is switched on (`rng.compiled`).
+"""The listing of rows in one kernel, compiled where that is switched on (`rng.compiled`).
 
-It does what `listing.list_candidates` does where only a small tail may stay unlisted, but while a row is in the cache,
-and comes nearer to the tail allowed, so it lists fewer candidates.
+It does what `listing.list_candidates` does where the settings keep a known number or only a small tail may stay
+unlisted, but while a row is in the cache, and comes nearer to the tail allowed, so it lists fewer candidates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.evidence import CANDIDATE_BYTES, HOT
-from veridifr.references.listing import Listing, allowed_tail
+from veridifr.references.listing import Listing, allowed_tail, fewest_listed
 from veridifr.rng import compiled
 from veridifr.rng.exponentials import C1, C2, C3, C4, C5, C6, HALF, LEAST, LOG2E, ONE, scratch
 from veridifr.trace import Sampling
@@ -26,12 +26,22 @@ _BOLD = 8.0
 """The lowest threshold tried, in units of allowed / V, which itself cannot leave out too much; 64 is the highest."""
 _ROUNDING = 1e-4
 """More than float32 sums over a row are off, relatively."""
+_GROUPS = 4
+"""Groups per candidate wanted, as in `listing`."""
+_BLOCK = 16
+"""Logits that are passed over together where none is listed."""
+_LOWEST = np.float32(-3e38)
+"""Nothing finite that a model computes is lower; minus infinities are."""
 
 
 def applies(sampling: Sampling) -> bool:
-    """Whether the listing of such rows is bounded by its tail alone, and the kernel is there to make it."""
-    tail_alone = not sampling.greedy and sampling.top_k is None and sampling.min_p is None
-    return tail_alone and _kernels() is not None
+    """Whether such rows are listed by number or by their tail, and the kernel is there to do it."""
+    return (_counted(sampling) or sampling.min_p is None) and _kernels() is not None
+
+
+def _counted(sampling: Sampling) -> bool:
+    """Whether a known number of the largest is enough; else the tail decides, and min-p would by its own edge."""
+    return sampling.greedy or sampling.top_k is not None
 
 
 def list_tail(
@@ -48,9 +58,11 @@ def list_tail(
     assert kernels is not None  # noqa: S101 (`applies` was asked)
     measure, gather = kernels
     rows, vocab = logits_RV.shape
-    heat = np.float32(sampling.temperature)
-    short = min(vocab, max(list_bytes // CANDIDATE_BYTES, 2))
-    allowed = np.float32(allowed_tail(sampling, tail_mass))
+    counted = _counted(sampling)
+    heat = np.float32(1.0 if sampling.greedy else sampling.temperature)
+    short = min(vocab, fewest_listed(sampling, list_bytes) if counted else max(list_bytes // CANDIDATE_BYTES, 2))
+    groups = vocab if vocab < 2 * _GROUPS * short else _GROUPS * short
+    allowed = np.float32(-1.0 if counted else allowed_tail(sampling, tail_mass))
     lse_R, tail_R, hot_tail_R = np.empty(rows), np.empty(rows), np.empty(rows)
     floor_R, top_R = np.empty(rows, dtype=np.float32), np.empty(rows, dtype=np.float32)
     counts_R, rank_R = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.int32)
@@ -58,7 +70,7 @@ def list_tail(
     def measured(first: int, last: int) -> None:
         part = slice(first, last)
         measure(
-            logits_RV[part], claimed_R[part], heat, allowed, short,
+            logits_RV[part], claimed_R[part], heat, allowed, (short, groups),
             (lse_R[part], tail_R[part], floor_R[part], top_R[part], counts_R[part], rank_R[part]), scratch(vocab),
         )  # fmt: skip
 
@@ -104,10 +116,13 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]] | None:
     return (measure, gather) if measure is not None and gather is not None else None
 
 
-def _measure(x_RV: Any, claimed_R: Any, heat: Any, allowed: Any, short: int, out: Any, scratch: Any) -> None:  # noqa: PLR0915 (a kernel calls no plain function)
-    """For each row: log-sum-exp at temperature 1, threshold, what stays below it, the largest logit, and counts."""
+def _measure(x_RV: Any, claimed_R: Any, heat: Any, allowed: Any, sizes: Any, out: Any, scratch: Any) -> None:  # noqa: PLR0915 (a kernel calls no plain function)
+    """For each row: log-sum-exp at temperature 1, threshold, what stays below it, the largest logit, and counts. The
+    threshold is that of a tail of at most `allowed`, of no tail where that is below 0, but `sizes[0]` logits reach it
+    at least; these are looked for among the largest of `sizes[1]` groups."""
     lse_R, tail_R, floor_R, top_R, counts_R, rank_R = out
     share_V, bits_V, power_V = scratch
+    short, groups = sizes
     vocab = x_RV.shape[1]
     for row in range(len(x_RV)):
         x_V = x_RV[row]
@@ -129,30 +144,40 @@ def _measure(x_RV: Any, claimed_R: Any, heat: Any, allowed: Any, short: int, out
                 total += share_V[i]
             if hot == 0:
                 lse_R[row] = top + np.log(total)
-        most = allowed * total
-        step, width = -1, 4  # the threshold before the first is the safe one
-        while width > 0:  # the highest of seven that leaves out no more than is allowed: the tail grows with it
-            limit = np.float32(_BOLD * 2.0 ** (0.5 * (step + width)) * most / vocab)
-            part = np.float32(0.0)
-            for i in range(vocab):
-                part += share_V[i] if share_V[i] < limit else np.float32(0.0)
-            if part <= most:
-                step += width
-            width //= 2
-        limit = _BOLD * 2.0 ** (0.5 * step) * most / vocab if step >= 0 else most / vocab
-        least = np.float32(top + heat * np.log(max(limit, 1e-37)))
+        least = top
         count = 0
-        for i in range(vocab):
-            count += 1 if x_V[i] >= least else 0
-        if count < short:
-            low = high = least
-            for i in range(vocab):
-                low = min(low, x_V[i])
-            for _ in range(24):  # the `short` largest, and an eighth more at most where that can be had
-                middle = HALF * (low + high)
-                count = 0
+        if allowed > 0.0:
+            most = allowed * total
+            step, width = -1, 4  # the threshold before the first is the safe one
+            while width > 0:  # the highest of seven that leaves out no more than is allowed: the tail grows with it
+                limit = np.float32(_BOLD * 2.0 ** (0.5 * (step + width)) * most / vocab)
+                part = np.float32(0.0)
                 for i in range(vocab):
-                    count += 1 if x_V[i] >= middle else 0
+                    part += share_V[i] if share_V[i] < limit else np.float32(0.0)
+                if part <= most:
+                    step += width
+                width //= 2
+            limit = _BOLD * 2.0 ** (0.5 * step) * most / vocab if step >= 0 else most / vocab
+            least = np.float32(top + heat * np.log(max(limit, 1e-37)))
+            for i in range(vocab):
+                count += 1 if x_V[i] >= least else 0
+        if count < short:
+            for i in range(groups):  # the groups' largest, where powers of two were
+                power_V[i] = x_V[i]
+            first = groups
+            while first < vocab:
+                part_G = x_V[first : first + groups]  # indices from 0 on: else the compiler makes no vector of them
+                for i in range(len(part_G)):
+                    power_V[i] = max(power_V[i], part_G[i])
+                first += groups
+            low = high = least
+            for i in range(groups):
+                low = min(low, max(power_V[i], _LOWEST))
+            for _ in range(24):  # the `short` largest, and an eighth more at most where that can be had
+                middle = HALF * low + HALF * high
+                count = 0
+                for i in range(groups):
+                    count += 1 if power_V[i] >= middle else 0
                 if count >= short:
                     low = middle
                     if count <= short + short // 8:
@@ -160,16 +185,18 @@ def _measure(x_RV: Any, claimed_R: Any, heat: Any, allowed: Any, short: int, out
                 else:
                     high = middle
             least = low
-            count = 0
-            for i in range(vocab):
-                count += 1 if x_V[i] >= least else 0
         tail = np.float32(0.0)
-        larger = 0
+        count = larger = 0
         own = x_V[claimed_R[row]]
         for i in range(vocab):
             tail += share_V[i] if x_V[i] < least else np.float32(0.0)
+            count += 1 if x_V[i] >= least else 0
             larger += 1 if x_V[i] > own else 0
-        tail_R[row] = min(1.0, tail / total * (1.0 + _ROUNDING))
+        if allowed > 0.0:
+            tail *= np.float32(1.0 + _ROUNDING)
+        elif own < least:  # top-p needs the very mass, and the claimed token is listed
+            tail -= share_V[claimed_R[row]]
+        tail_R[row] = min(1.0, tail / total)
         floor_R[row], top_R[row], rank_R[row] = least, top, larger
         counts_R[row] = count + (1 if own < least else 0)
 
@@ -183,7 +210,18 @@ def _gather(x_RV: Any, claimed_R: Any, heat: Any, rows: Any, out: Any, hot_tail_
     for row in range(len(x_RV)):
         x_V, least, claimed, end = x_RV[row], least_R[row], claimed_R[row], ends_R[row]
         n = start = end - counts_R[row]
-        for i in range(vocab):
+        whole = vocab - vocab % _BLOCK
+        for first in range(0, whole, _BLOCK):
+            block = x_V[first : first + _BLOCK]
+            best = block[0]
+            for i in range(_BLOCK):
+                best = max(best, block[i])
+            if best >= least or first <= claimed < first + _BLOCK:
+                for i in range(_BLOCK):
+                    if block[i] >= least or first + i == claimed:
+                        ids_N[n], logits_N[n] = first + i, block[i]
+                        n += 1
+        for i in range(whole, vocab):
             if x_V[i] >= least or i == claimed:
                 ids_N[n], logits_N[n] = i, x_V[i]
                 n += 1
@@ -191,10 +229,10 @@ def _gather(x_RV: Any, claimed_R: Any, heat: Any, rows: Any, out: Any, hot_tail_
         top = top_R[row]
         for i in range(n - start):
             a = max((logits_N[start + i] - top) * by, LEAST)
-            whole = np.int32(a - HALF)
-            r = a - np.float32(whole)
+            nearest = np.int32(a - HALF)
+            r = a - np.float32(nearest)
             share_V[i] = ONE + r * (C1 + r * (C2 + r * (C3 + r * (C4 + r * (C5 + r * C6)))))
-            bits_V[i] = (whole + np.int32(127)) << np.int32(23)
+            bits_V[i] = (nearest + np.int32(127)) << np.int32(23)
         part = np.float32(0.0)
         for i in range(n - start):
             part += share_V[i] * power_V[i]

@@ -89,9 +89,7 @@ def list_candidates(
     lse_R = base_lse_R = shares_at(logits_RV, 1.0, scratch_RV)
     if base != 1.0 or not same:
         base_lse_R = shares_at(processed_RV, base, scratch_RV)
-    budget = list_bytes // CANDIDATE_BYTES * 7 // 8  # what is listed is about a seventh more
-    top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k <= _LONG else None
-    short = min(vocab, max(budget, 2, (top_k or 0) + EDGE_ROOM))
+    short = min(vocab, fewest_listed(sampling, list_bytes))
     best_RG, tail_R = _best_of_groups(processed_RV, short), None
     if sampling.greedy or sampling.top_k is not None:
         cut = _cut_at(processed_RV, _largest(best_RG, short))
@@ -122,6 +120,12 @@ def list_candidates(
         tail_R=tail_R,
         hot_tail_R=hot_tail(shown_N, counts_R, cut.floor_R, HOT * heat, vocab),
     )
+
+
+def fewest_listed(sampling: Sampling, list_bytes: int) -> int:
+    """How many candidates are wanted at least, so that about a seventh more fill the budget."""
+    top_k = sampling.top_k if sampling.top_k is not None and sampling.top_k <= _LONG else None
+    return max(list_bytes // CANDIDATE_BYTES * 7 // 8, 2, (top_k or 0) + EDGE_ROOM)
 
 
 def _counts(flat_N: Indices, rows: int, vocab: int) -> Indices:

@@ -11,7 +11,7 @@ import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -31,7 +31,7 @@ from veridifr.references.rows import RowLister, evidence_of
 from veridifr.references.tokenizing import TokenizingReference, first_eos_ids, load_tokenizer
 from veridifr.references.vllm_steps import Part
 from veridifr.references.weights import digest_model, first_line, resolve
-from veridifr.threads import pool
+from veridifr.threads import pool, threads
 from veridifr.trace import Trace
 
 _BATCH_TOKENS = 8192
@@ -58,23 +58,24 @@ class _Replay:
 class _Backlog(Generic[_T]):
     """Traces whose rows are all listed, or being listed, and what `finish` makes of them, in the order they came.
 
-    On a GPU threads work on them while the engine goes on, each waiting for the device by itself. On a CPU the engine
-    needs the cores, and a trace is worked on when it is added.
+    Threads work on them. On a GPU they do so while the engine goes on, each waiting for the device by itself. On a CPU
+    the engine needs the cores: it waits (`settle`) until every core has done its share.
     """
 
     def __init__(self, finish: Callable[[_Replay], _T], *, on_gpu: bool) -> None:
         self._finish = finish
-        self._pool = pool(_THREADS) if on_gpu else None
+        self._on_gpu = on_gpu
+        self._pool = pool(_THREADS if on_gpu else threads(_THREADS))
         self._made: deque[Future[_T]] = deque()
 
     def add(self, replay: _Replay) -> None:
         """A trace of which nothing more will come."""
-        if self._pool is not None:
-            self._made.append(self._pool.submit(self._finish, replay))
-            return
-        made: Future[_T] = Future()
-        made.set_result(self._finish(replay))
-        self._made.append(made)
+        self._made.append(self._pool.submit(self._finish, replay))
+
+    def settle(self) -> None:
+        """On a CPU: return when all that was added is finished."""
+        if not self._on_gpu:
+            wait(self._made)
 
     def made(self, *, everything: bool = False) -> Iterator[_T]:
         """What is finished; waits for the oldest where too many would be kept, or for all with `everything`."""
@@ -83,8 +84,7 @@ class _Backlog(Generic[_T]):
 
     def close(self) -> None:
         """Nothing more is wanted."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
 
 class VllmReference(TokenizingReference):
@@ -195,6 +195,7 @@ class VllmReference(TokenizingReference):
                 for name in [part.request_id for part in parts]:
                     if name in waiting and waiting[name].rows == len(waiting[name].trace.output_token_ids):
                         backlog.add(waiting.pop(name))
+                backlog.settle()
             except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, VeridifrError) as error:
                 failed.append(error)  # raised as soon as the step is over
 
