@@ -15,7 +15,7 @@ SOURCES = {
     "small": "The reduced table of `make experiments-small`",
 }
 MARKS = {"ahead": "▲", "tied": "=", "behind": "▼"}
-KINDS = {"tokens": "tokens alone", "activations": "activations (16 coordinates of 2 bits, 4 bytes a token)"}
+KINDS = {"tokens": "tokens alone", "activations": "activations (fingerprints of 4 to 40 bytes a token)"}
 _OWN = {"mean_clipped_margin": "mean clipped margin", "match_rate": "match rate", "likelihood": "likelihood"}
 """Columns on our replay, and what they are called."""
 PEERS = {

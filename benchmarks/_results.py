@@ -15,6 +15,8 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _PACKAGES = ("veridifr", "numpy", "scipy", "torch", "transformers")
+_LINE = 400
+"""Characters of a results file's value that is kept on one line: the row of a table, say."""
 Compute = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -42,10 +44,11 @@ def write(path: Path, raw: Mapping[str, Any], compute: Compute) -> dict[str, Any
 
 
 def _text(value: Any, indent: int = 0) -> str:
-    """JSON, one line for everything that holds no further list or object that is not empty."""
+    """JSON, one line for everything that is short or holds no further list or object that is not empty."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if not any(isinstance(part, (dict, list)) and part for part in parts):
-        return json.dumps(value)
+    line = json.dumps(value)
+    if len(line) <= _LINE or not any(isinstance(part, (dict, list)) and part for part in parts):
+        return line
     start, end = "{}" if isinstance(value, dict) else "[]"
     names = [f"{json.dumps(name)}: " for name in value] if isinstance(value, dict) else [""] * len(value)
     lines = [" " * (indent + 1) + name + _text(part, indent + 1) for name, part in zip(names, parts, strict=True)]

@@ -163,6 +163,8 @@ def _serve(experiment: specs.Experiment, model: str, providers: Sequence[specs.P
             except Exception:  # noqa: BLE001  (whatever it is, the next provider is still wanted)
                 print(f"{one.name}: failed\n{traceback.format_exc()}", flush=True)
                 failed = 1
+        if llm is not None and first.tensor_parallel > 1:  # ranks that are left to themselves may never end
+            llm.llm_engine.engine_core.shutdown()
     return failed
 
 

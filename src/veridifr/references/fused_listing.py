@@ -144,8 +144,7 @@ def _measure(x_RV: Any, claimed_R: Any, heat: Any, allowed: Any, sizes: Any, out
                 total += share_V[i]
             if hot == 0:
                 lse_R[row] = top + np.log(total)
-        least = top
-        count = 0
+        least, count = top, 0
         if allowed > 0.0:
             most = allowed * total
             step, width = -1, 4  # the threshold before the first is the safe one
@@ -162,17 +161,14 @@ def _measure(x_RV: Any, claimed_R: Any, heat: Any, allowed: Any, sizes: Any, out
             for i in range(vocab):
                 count += 1 if x_V[i] >= least else 0
         if count < short:
-            for i in range(groups):  # the groups' largest, where powers of two were
-                power_V[i] = x_V[i]
+            power_V[:groups] = x_V[:groups]  # the groups' largest, where powers of two were
             first = groups
             while first < vocab:
                 part_G = x_V[first : first + groups]  # indices from 0 on: else the compiler makes no vector of them
                 for i in range(len(part_G)):
                     power_V[i] = max(power_V[i], part_G[i])
                 first += groups
-            low = high = least
-            for i in range(groups):
-                low = min(low, max(power_V[i], _LOWEST))
+            low, high = max(power_V[:groups].min(), _LOWEST), least
             for _ in range(24):  # the `short` largest, and an eighth more at most where that can be had
                 middle = HALF * low + HALF * high
                 count = 0
@@ -196,7 +192,7 @@ def _measure(x_RV: Any, claimed_R: Any, heat: Any, allowed: Any, sizes: Any, out
             tail *= np.float32(1.0 + _ROUNDING)
         elif own < least:  # top-p needs the very mass, and the claimed token is listed
             tail -= share_V[claimed_R[row]]
-        tail_R[row] = min(1.0, tail / total)
+        tail_R[row] = min(1.0, max(0.0, tail / total))
         floor_R[row], top_R[row], rank_R[row] = least, top, larger
         counts_R[row] = count + (1 if own < least else 0)
 
