@@ -36,6 +36,22 @@ def engine(model: Path, **options: Any) -> Any:
     return vllm.LLM(model=str(model), **(usual | options))
 
 
+def started_once() -> dict[str, Any]:
+    """Have `vllm.LLM` start an engine once and give it back ever after, to callers that start one each time; it lies
+    under "llm" once it is started."""
+    import vllm
+
+    start, held = vllm.LLM, {}
+
+    def once(**options: Any) -> Any:
+        if "llm" not in held:
+            held["llm"] = start(**options)
+        return held["llm"]
+
+    vllm.LLM = once
+    return held
+
+
 def provider(llm: Any, seed: int | None = None, spec: Any = None) -> Any:
     """Capture switched on."""
     from veridifr.vllm import enable

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from _vllm_engine import PAPER, bare, engine, generated, inputs_of, provider
+from _vllm_engine import PAPER, bare, engine, generated, inputs_of, provider, started_once
 
 
 def peer(args: argparse.Namespace) -> dict[str, Any]:
     """token-difr as it is installed, on the same traces; its own start of the engine is not counted."""
     import token_difr
-    import vllm
 
     from veridifr.traces import read_traces
 
@@ -28,14 +27,7 @@ def peer(args: argparse.Namespace) -> dict[str, Any]:
         )
         for t in traces
     ]
-    start, held = vllm.LLM, {}
-
-    def once(**options: Any) -> Any:
-        if "llm" not in held:
-            held["llm"] = start(**options)
-        return held["llm"]
-
-    vllm.LLM = once
+    held = started_once()
     bare_inputs = inputs_of(traces)
     settings: dict[str, Any] = {"temperature": 1.0, "top_k": 50, "top_p": 0.95, "verbose": False}
     raw: dict[str, Any] = {"tokens": tokens, "peer_s": [], "bare_s": []}

@@ -32,6 +32,7 @@ sys.path.insert(0, str(specs.ROOT / "tools"))
 from trace_pools import write_arrays
 
 import _results
+from _vllm_engine import started_once
 
 CLIP = 0.999
 """Quantile of honest margins at which margins are clipped, as the paper does."""
@@ -73,16 +74,8 @@ def run(
     """By model, provider and kind: `margins` float16[S, T] in logits, infinite where the token has no chance, and
     `match` bool[S, T], as the package says."""
     import token_difr
-    import vllm
 
-    start, held = vllm.LLM, {}
-
-    def once(**options: Any) -> Any:
-        if "llm" not in held:
-            held["llm"] = start(**options)
-        return held["llm"]
-
-    vllm.LLM = once
+    started_once()
     claim = experiment.claim
     found = {}
     for provider in experiment.providers:
