@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--sequences", type=int, default=150, help="of each provider")
-    parser.add_argument("--providers", nargs="+", help="names; without, those that this package and ours both judge")
+    parser.add_argument("--providers", nargs="+", help="names; without, all that were served")
     args = parser.parse_args()
     if args.verb == "figures":
         wrong = _results.check(args.place / f"{NAME}.json", lambda raw: figures(raw, args.place))

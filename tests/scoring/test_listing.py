@@ -159,7 +159,7 @@ def test_listings_joined_are_their_rows_one_after_another() -> None:
 
 def fused(logits_RV: np.ndarray, claimed: np.ndarray, threads: int = 1, **sampling: Any) -> Listing:
     settings = Sampling(**sampling)
-    return fused_listing.list_tail(logits_RV, claimed, settings, tail_mass=1e-6, list_bytes=400, threads=threads)
+    return fused_listing.list_rows(logits_RV, claimed, settings, tail_mass=1e-6, list_bytes=400, threads=threads)
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ for kernels in (fused_listing._kernels(), (fused_listing._measure, fused_listing
     settings = ({}, {"temperature": 0.6}, {"temperature": 0.6, "top_k": 60}, {"temperature": 0.0})
     for sampling in (Sampling(**fields) for fields in settings):
         found.append(
-            fused_listing.list_tail(logits, claimed, sampling, tail_mass=1e-6, list_bytes=400, threads=3)
+            fused_listing.list_rows(logits, claimed, sampling, tail_mass=1e-6, list_bytes=400, threads=3)
         )
 for fast, plain in zip(found[:4], found[4:], strict=True):
     np.testing.assert_array_equal(fast.ids_N, plain.ids_N)

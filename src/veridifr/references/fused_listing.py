@@ -44,7 +44,7 @@ def _counted(sampling: Sampling) -> bool:
     return sampling.greedy or sampling.top_k is not None
 
 
-def list_tail(
+def list_rows(
     logits_RV: npt.NDArray[np.float32],
     claimed_R: npt.NDArray[np.int64],
     sampling: Sampling,

@@ -64,7 +64,7 @@ class RowLister:
         rows, vocab = logits_RV.shape
         cpu = self._device.type == "cpu"
         if cpu and processed_RV is logits_RV and fused_listing.applies(sampling):
-            yield fused_listing.list_tail(
+            yield fused_listing.list_rows(
                 logits_RV.numpy(),
                 claimed_R.numpy(),
                 sampling,
