@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from veridifr.references.vllm_engine import _Backlog
+from veridifr import EngineRecord, Sampling, Trace
+from veridifr.references import vllm_engine
+from veridifr.references.vllm_engine import VllmReference, _Backlog
 from veridifr.threads import pool, threads
 
 
@@ -61,3 +67,54 @@ def test_outside_of_a_pool_as_many_threads_as_there_are_processors(monkeypatch: 
     with pool(1) as executor:
         assert executor.submit(threads, 8).result() == 1
     assert threads(8) == 3
+
+
+def trace_of(number: int, tokens: int) -> Trace:
+    """One whose prompt is 100 tokens and which takes `tokens` to prefill."""
+    return Trace(
+        id=str(number),
+        model="m",
+        prompt_token_ids=np.zeros(100, dtype=np.int32),
+        output_token_ids=np.zeros(tokens - 99, dtype=np.int32),
+        sampling=Sampling(seed=1),
+        engine=EngineRecord(name="vllm", version="0.24.0"),
+        finish_reason="length",
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "before", "added"),
+    [("cpu", [], [0, 1]), ("cpu", [300], [0, 1]), ("cpu", [900], [0]), ("cpu", [2000], []), ("cuda", [], [0, 1, 2, 3])],
+)
+def test_on_a_cpu_the_engine_gets_as_many_traces_as_its_caches_hold(
+    device: str, before: list[int], added: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, int]] = []
+
+    def add_request(name: str, prompt: dict[str, list[int]], params: Any) -> str:
+        assert params["max_tokens"] == 1
+        given.append((name, len(prompt["prompt_token_ids"])))
+        return f"{name}-own"
+
+    monkeypatch.setattr(vllm_engine, "require", lambda *_: SimpleNamespace(SamplingParams=dict))
+    reference: Any = object.__new__(VllmReference)
+    reference._device, reference._engine = torch.device(device), SimpleNamespace(add_request=add_request)
+    reference._kernels = lambda _: None
+    lengths = [800, 900, 500, 5000]
+    to_come = deque(enumerate(trace_of(n, length) for n, length in enumerate(lengths)))
+    waiting = {f"old{n}": vllm_engine._Replay(trace_of(n, length), None) for n, length in enumerate(before)}
+    reference._add(to_come, waiting)
+    assert given == [(f"veridifr{n}", lengths[n]) for n in added]
+    assert [number for number, _ in to_come] == [n for n in range(4) if n not in added]
+    assert [name for name in waiting if name.endswith("-own")] == [f"veridifr{n}-own" for n in added]
+
+
+def test_a_trace_longer_than_that_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "require", lambda *_: SimpleNamespace(SamplingParams=dict))
+    reference: Any = object.__new__(VllmReference)
+    reference._device = torch.device("cpu")
+    reference._engine = SimpleNamespace(add_request=lambda name, *_: name)
+    reference._kernels = lambda _: None
+    to_come, waiting = deque(enumerate([trace_of(0, 5000), trace_of(1, 100)])), {}
+    reference._add(to_come, waiting)
+    assert list(waiting) == ["veridifr0"] and len(to_come) == 1

@@ -38,6 +38,9 @@ _BATCH_TOKENS = 8192
 _SEQUENCES = 256
 _THREADS = 6
 """Threads that work on traces while the engine goes on: more would keep it from Python's lock."""
+_CPU_TOKENS = 2048
+"""Tokens that the engine has before it at a time on a CPU: with more, what a layer makes leaves the cache before the
+next one reads it."""
 _KEPT = 64
 """Traces that may wait to be taken; of each, a megabyte or so for 500 tokens."""
 
@@ -183,7 +186,6 @@ class VllmReference(TokenizingReference):
 
     def map(self, traces: Sequence[Trace], work: Callable[[Evidence], _T]) -> Iterator[_T]:
         """See `Reference.map`. What one step lists is fetched, and worked on, while the device is at the next one."""
-        sampling = require("vllm", "vllm").SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         waiting: dict[str, _Replay] = {}
         backlog = _Backlog(lambda replay: work(self._finished(replay)), on_gpu=self._device.type == "cuda")
         failed: list[Exception] = []
@@ -201,11 +203,9 @@ class VllmReference(TokenizingReference):
 
         with vllm_steps.listening(self._runner, take):
             try:
-                for number, trace in enumerate(traces):
-                    ids = np.concatenate([trace.prompt_token_ids, trace.output_token_ids[:-1]]).tolist()
-                    name = self._engine.add_request(f"veridifr{number}", {"prompt_token_ids": ids}, sampling)
-                    waiting[name] = _Replay(trace, self._kernels(trace))
-                while self._engine.has_unfinished_requests():
+                to_come = deque(enumerate(traces))
+                while to_come or self._engine.has_unfinished_requests():
+                    self._add(to_come, waiting)
                     self._engine.step()
                     yield from backlog.made()
                     if failed:
@@ -217,6 +217,20 @@ class VllmReference(TokenizingReference):
                 backlog.close()
         if waiting:
             raise ReferenceError(f"reference {self.name}: {len(waiting)} sequences were never computed")
+
+    def _add(self, to_come: deque[tuple[int, Trace]], waiting: dict[str, _Replay]) -> None:
+        """Give the engine traces that are to come: all of them, on a CPU as many as make up `_CPU_TOKENS`."""
+        sampling = require("vllm", "vllm").SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+        tokens = sum(_length(replay.trace) for replay in waiting.values())
+        while to_come:
+            number, trace = to_come[0]
+            tokens += _length(trace)
+            if self._device.type == "cpu" and waiting and tokens > _CPU_TOKENS:
+                return
+            to_come.popleft()
+            ids = np.concatenate([trace.prompt_token_ids, trace.output_token_ids[:-1]]).tolist()
+            name = self._engine.add_request(f"veridifr{number}", {"prompt_token_ids": ids}, sampling)
+            waiting[name] = _Replay(trace, self._kernels(trace))
 
     def _kernels(self, trace: Trace) -> cuda_rows.KernelLister | None:
         return cuda_rows.KernelLister.of(trace, self.vocab_size) if self._device.type == "cuda" else None
@@ -265,6 +279,10 @@ class VllmReference(TokenizingReference):
         if self._spec is not None:
             projections = torch.cat(replay.projections)[None].numpy()
         return replace(found, race=race, projections_AFK=projections)
+
+
+def _length(trace: Trace) -> int:
+    return len(trace.prompt_token_ids) + len(trace.output_token_ids) - 1
 
 
 _NONE = np.zeros(0, dtype=np.int64)
