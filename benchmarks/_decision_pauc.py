@@ -45,6 +45,12 @@ def partial_auc(honest: Floats, deviating: Floats) -> float:
     return float(0.5 * (1.0 + (area - chance) / (MAX_FPR - chance)))
 
 
+def deviating(arrays: Mapping[str, Any]) -> list[str]:
+    """Names of the sets that are not honest."""
+    names = [key.split("/")[0] for key in arrays if key.endswith("/fit")]
+    return [name for name in names if name not in HONEST]
+
+
 def judged(arrays: Mapping[str, Any], name: str) -> Floats:
     """Statistics [S, E, 7] of the sequences of a set that had no part in the calibration split, in a fixed lot."""
     scores = np.asarray(arrays[f"{name}/scores"], dtype=np.float64)
@@ -67,7 +73,7 @@ def curves(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """pAUC by column, deviation, tokens and statistic; 95 % intervals of the likelihood score over prompts."""
     honest = np.concatenate([judged(arrays, name) for name in HONEST])
     honest = honest[np.random.default_rng(0).permutation(len(honest))]
-    names = [key.split("/")[0] for key in arrays if key.endswith("/fit") and key.split("/")[0] not in HONEST]
+    names = deviating(arrays)
     found: dict[str, Any] = {}
     for column, pieces in (("contiguous", 1), ("prefixes", PIECES)):
         cells = {name: _column(honest, judged(arrays, name), pieces) for name in names}
@@ -88,7 +94,7 @@ def ceilings(arrays: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """
     mismatches = STATISTICS.index("match_rate")
     found: dict[str, dict[str, float]] = {}
-    for name in [key.split("/")[0] for key in arrays if key.endswith("/fit") and key.split("/")[0] not in HONEST]:
+    for name in deviating(arrays):
         scores, found[name] = judged(arrays, name), {}
         for tokens in TOKENS:
             sums = batches(scores, tokens, mismatches, prefix=prefix_of(tokens, 1))

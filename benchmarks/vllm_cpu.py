@@ -29,8 +29,6 @@ RESULT = _results.RESULTS / "vllm_cpu.json"
 DOC = Path(__file__).resolve().parents[1] / "docs" / "vllm-reference.md"
 MARKS = ("<!-- vllm-cpu: written by benchmarks/vllm_cpu.py --write-docs -->\n", "<!-- /vllm-cpu -->")
 CASES = {"paper": ("v1.paper", "v2.paper"), "unfiltered": ("v1.plain", "v2.plain")}
-PORTION = 4
-"""Traces of 450 tokens that the reference has before it at a time."""
 
 
 def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     compiled.enable()  # as the commands do: before torch is loaded; kernels are loaded when the engine runs already
     llm = engine(args.models / "tb24m", dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=32)
     from veridifr.references import ReferenceSettings
-    from veridifr.references.vllm_engine import VllmReference
+    from veridifr.references.vllm_engine import CPU_TOKENS, VllmReference
     from veridifr.traces import read_traces
 
     reference = VllmReference.from_llm(llm, args.models / "tb24m", settings=ReferenceSettings())
@@ -88,11 +86,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             for trace in itertools.islice(read_traces(args.traces / f"{file}.jsonl"), args.sequences)
         ]
         inputs = inputs_of(traces)
+        portion = CPU_TOKENS // max(len(one["prompt_token_ids"]) for one in inputs)
         times: dict[str, list[float]] = {"bare_s": [], "verify_s": [], "portions_s": []}
         for pair in range(args.pairs + 1):
             plain = bare(llm, inputs)
             taken, scores = verified(reference, traces)
-            portions = sum(bare(llm, inputs[start : start + PORTION]) for start in range(0, len(inputs), PORTION))
+            portions = sum(bare(llm, inputs[start : start + portion]) for start in range(0, len(inputs), portion))
             if pair:
                 times["portions_s"].append(portions)
                 times["bare_s"].append(plain)

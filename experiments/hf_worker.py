@@ -65,7 +65,7 @@ def _batch(model: Any, prompts: Sequence[Sequence[int]], asked: Sequence[dict[st
 def _draw(row: np.ndarray, length: int, step: int, asked: dict[str, Any]) -> int:
     """Temperature, top-k, top-p, then the largest of l/T + g."""
     scaled = row.astype(np.float64) / asked["temperature"]
-    top_k = asked.get("top_k") or len(scaled)
+    top_k = min(asked.get("top_k") or len(scaled), len(scaled))
     near = np.flatnonzero(scaled >= -np.partition(-scaled, top_k - 1)[top_k - 1])
     order = near[np.argsort(-scaled[near], kind="stable")][:top_k]
     mass = np.exp(scaled[order] - scaled[order[0]])

@@ -26,6 +26,7 @@ import scores
 import spec as specs
 import tables
 from veridifr import Trace, read_traces
+from veridifr.named_statistics import PERCENTILE
 
 sys.path.insert(0, str(specs.ROOT / "benchmarks"))
 sys.path.insert(0, str(specs.ROOT / "tools"))
@@ -34,8 +35,6 @@ from trace_pools import write_arrays
 import _results
 from _vllm_engine import started_once
 
-CLIP = 0.999
-"""Quantile of honest margins at which margins are clipped, as the paper does."""
 NAME = "token_difr"
 
 
@@ -118,7 +117,7 @@ def _of_model(model: str, raw: Mapping[str, Any], theirs: Mapping[str, Any], our
     names = [key.split("/")[1] for key in theirs if key.startswith(f"{model}/") and key.endswith("/match")]
     honest = [name for name in raw["honest"] if name in names]
     margins = np.concatenate([theirs[f"{model}/{name}/margins"] for name in honest]).astype(np.float64)
-    clip = float(np.quantile(margins[np.isfinite(margins)], CLIP))
+    clip = float(np.quantile(margins[np.isfinite(margins)], PERCENTILE))
 
     def values(name: str) -> npt.NDArray[np.float64]:
         key, count = f"{model}/{name}", len(theirs[f"{model}/{name}/match"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,32 +16,22 @@ import spec as specs
 from veridifr import EngineRecord, Sampling, Trace, write_traces
 
 TOKENS = 6
-FILE = """
-name = "t"
-tokens = 6
-fit = 3
-judged = 20
-edges = [6]
-budgets = [6]
-claim = {temperature = 1.0, top_k = 50, top_p = 0.95}
-[models.m]
-path = "somewhere"
-[[providers]]
-name = "v1"
-honest = true
-[[providers]]
-name = "v2"
-honest = true
-runner = "v2"
-[[providers]]
-name = "other"
-seeds = "next"
-"""
 
 
 @pytest.fixture
 def experiment() -> specs.Experiment:
-    return replace(specs.parse(FILE), models={"m": Path("somewhere")})
+    honest = (specs.Provider(name="v1", honest=True), specs.Provider(name="v2", honest=True, runner="v2"))
+    return specs.Experiment(
+        name="t",
+        claim={"temperature": 1.0, "top_k": 50, "top_p": 0.95},
+        models={"m": Path("somewhere")},
+        providers=(*honest, specs.Provider(name="other", seeds="next")),
+        tokens=TOKENS,
+        fit=3,
+        judged=20,
+        edges=(TOKENS,),
+        budgets=(TOKENS,),
+    )
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veridifr.evidence import CANDIDATE_BYTES, HOT
-from veridifr.references.listing import Listing, allowed_tail, fewest_listed
+from veridifr.references.listing import GROUPS, Listing, allowed_tail, fewest_listed
 from veridifr.rng import compiled
 from veridifr.rng.exponentials import C1, C2, C3, C4, C5, C6, HALF, LEAST, LOG2E, ONE, scratch
 from veridifr.trace import Sampling
@@ -26,8 +26,6 @@ _BOLD = 8.0
 """The lowest threshold tried, in units of allowed / V, which itself cannot leave out too much; 64 is the highest."""
 _ROUNDING = 1e-4
 """More than float32 sums over a row are off, relatively."""
-_GROUPS = 4
-"""Groups per candidate wanted, as in `listing`."""
 _BLOCK = 16
 """Logits that are passed over together where none is listed."""
 _LOWEST = np.float32(-3e38)
@@ -61,7 +59,7 @@ def list_rows(
     counted = _counted(sampling)
     heat = np.float32(1.0 if sampling.greedy else sampling.temperature)
     short = min(vocab, fewest_listed(sampling, list_bytes) if counted else max(list_bytes // CANDIDATE_BYTES, 2))
-    groups = vocab if vocab < 2 * _GROUPS * short else _GROUPS * short
+    groups = vocab if vocab < 2 * GROUPS * short else GROUPS * short
     allowed = np.float32(-1.0 if counted else allowed_tail(sampling, tail_mass))
     lse_R, tail_R, hot_tail_R = np.empty(rows), np.empty(rows), np.empty(rows)
     floor_R, top_R = np.empty(rows, dtype=np.float32), np.empty(rows, dtype=np.float32)

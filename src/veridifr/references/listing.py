@@ -26,7 +26,7 @@ Indices = npt.NDArray[np.int64]
 
 _BOLD = 8.0
 """A threshold this many times the safe one, allowed / V, nearly always leaves out no more than is allowed."""
-_GROUPS = 4
+GROUPS = 4
 """Groups per candidate wanted, for the threshold that the largest reach: it then lets about a seventh more through."""
 _ROOM = 192
 """Candidates per row for which there is room at first when listings are joined."""
@@ -178,7 +178,7 @@ def allowed_tail(sampling: Sampling, tail_mass: float) -> float:
 def _best_of_groups(processed_RV: torch.Tensor, count: int) -> torch.Tensor:
     """Each row dealt to groups: the largest logit of every group, [R, G]; several groups for each of `count` tokens."""
     rows, vocab = processed_RV.shape
-    groups = _GROUPS * count
+    groups = GROUPS * count
     deep = vocab // groups
     if deep < 2:
         return processed_RV

@@ -38,7 +38,7 @@ _BATCH_TOKENS = 8192
 _SEQUENCES = 256
 _THREADS = 6
 """Threads that work on traces while the engine goes on: more would keep it from Python's lock."""
-_CPU_TOKENS = 2048
+CPU_TOKENS = 2048
 """Tokens that the engine has before it at a time on a CPU: with more, what a layer makes leaves the cache before the
 next one reads it."""
 _KEPT = 64
@@ -205,7 +205,8 @@ class VllmReference(TokenizingReference):
             try:
                 to_come = deque(enumerate(traces))
                 while to_come or self._engine.has_unfinished_requests():
-                    self._add(to_come, waiting)
+                    if to_come:
+                        self._add(to_come, waiting)
                     self._engine.step()
                     yield from backlog.made()
                     if failed:
@@ -219,13 +220,13 @@ class VllmReference(TokenizingReference):
             raise ReferenceError(f"reference {self.name}: {len(waiting)} sequences were never computed")
 
     def _add(self, to_come: deque[tuple[int, Trace]], waiting: dict[str, _Replay]) -> None:
-        """Give the engine traces that are to come: all of them, on a CPU as many as make up `_CPU_TOKENS`."""
+        """Give the engine traces that are to come: all of them, on a CPU as many as make up `CPU_TOKENS`."""
         sampling = require("vllm", "vllm").SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
         tokens = sum(_length(replay.trace) for replay in waiting.values())
         while to_come:
             number, trace = to_come[0]
             tokens += _length(trace)
-            if self._device.type == "cpu" and waiting and tokens > _CPU_TOKENS:
+            if self._device.type == "cpu" and waiting and tokens > CPU_TOKENS:
                 return
             to_come.popleft()
             ids = np.concatenate([trace.prompt_token_ids, trace.output_token_ids[:-1]]).tolist()
