@@ -37,9 +37,11 @@ from veridifr.fitting import fit_statistic
 from veridifr.named_statistics import NAMES, NamedStatistics, fit_named
 from veridifr.scores import Scores
 from veridifr.scoring import score_claim
-from veridifr.statistic import LikelihoodRatio
+from veridifr.statistic import Alternative, LikelihoodRatio
 
 TOKEN_DETECTORS = ("likelihood", *NAMES)
+LIKELIHOOD = ("sigma", "epsilon", "spread", "shares", "alternatives")
+"""What is fitted of the likelihood score."""
 TOP_KS = (4, 16, 64, 256)
 TOPLOC = ("mismatches", "mean", "median", "combined")
 _SEED = 7
@@ -59,7 +61,7 @@ class Fitted:
     def save(self, path: Path) -> None:
         """Write the numbers to a JSON file."""
         value = {
-            **{name: getattr(self.likelihood, name) for name in ("sigma", "epsilon", "spread")},
+            **{name: asdict(self.likelihood)[name] for name in LIKELIHOOD},
             "named": asdict(self.named),
             "scales": [asdict(scale) for scale in self.scales],
         }
@@ -70,9 +72,13 @@ class Fitted:
         """What `save` wrote."""
         value = json.loads(path.read_text())
         return Fitted(
-            LikelihoodRatio(**{name: value[name] for name in ("sigma", "epsilon", "spread")}),
+            LikelihoodRatio(
+                **{name: value[name] for name in ("sigma", "epsilon", "spread")},
+                shares=tuple(value["shares"]),
+                alternatives=tuple(Alternative(**entry) for entry in value["alternatives"]),
+            ),
             NamedStatistics(**value["named"]),
-            tuple(ErrorScale(**scale) for scale in value["scales"]),
+            tuple(ErrorScale(**(scale | {"shares": tuple(scale["shares"])})) for scale in value["scales"]),
         )
 
 

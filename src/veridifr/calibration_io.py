@@ -1,9 +1,9 @@
 """Calibrations on disk: strict JSON. Unknown keys are refused, because a null that is half understood is no null.
 
-Format 2 is written, with the key `fingerprints` only where honest ones were calibrated, and with `mode`, `heats` and
-`seeded_tokens` only where the sampler was taken as unknown. Format 1 is read too. That one
-has no fit part, no surprise and one simulated deviation, and its statistic knew larger errors of one size per token,
-and tokens drawn anew.
+Format 2 is written, with the key `fingerprints` only where honest ones were calibrated, `shares` only where honest
+errors were shared out among sizes, and with `mode`, `heats` and `seeded_tokens` only where the sampler was taken as
+unknown. Format 1 is read too. That one has no fit part, no surprise and one simulated deviation, and its statistic knew
+larger errors of one size per token, and tokens drawn anew.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from veridifr.distribution import DistributionRatio, Statistic
 from veridifr.effects import rounded
 from veridifr.errors import CalibrationError
 from veridifr.fingerprint_null_io import null_from_value, null_to_dict
-from veridifr.statistic import Alternative, Kind, LikelihoodRatio
+from veridifr.statistic import SHARED_SIZES, Alternative, Kind, LikelihoodRatio
 from veridifr.strict_fields import Fields
 from veridifr.traces.strict_json import parse_json
 
@@ -72,6 +72,11 @@ def to_dict(calibration: Calibration) -> dict[str, Any]:
             "sigma": statistic.sigma,
             "epsilon": statistic.epsilon,
             "spread": statistic.spread,
+            **(
+                {"shares": list(statistic.shares)}
+                if isinstance(statistic, LikelihoodRatio) and statistic.shares
+                else {}
+            ),
             "alternatives": [{"kind": a.kind, "size": a.size, "weight": a.weight} for a in statistic.alternatives],
         },
         "detect_sigma": calibration.detect_sigma,
@@ -191,6 +196,8 @@ def _statistic(value: object) -> Statistic:
         spread=fields.number("spread", 0.0, 3.0),
         alternatives=tuple(_alternative(i, entry) for i, entry in enumerate(fields.sequence("alternatives"))),
     )
+    if isinstance(found, LikelihoodRatio):
+        found = replace(found, shares=fields.shares("shares", len(SHARED_SIZES)))
     fields.finish()
     return _with_noise(found, "alternatives")
 

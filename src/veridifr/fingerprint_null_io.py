@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from veridifr.errors import CalibrationError, FingerprintError
 from veridifr.fingerprint_null import FingerprintNull, NullSequence, NullStack
-from veridifr.fingerprints.score import ErrorScale
+from veridifr.fingerprints.score import SHARED_SIZES, ErrorScale
 from veridifr.fingerprints.spec import from_dict, to_dict
 from veridifr.strict_fields import Fields
 
@@ -20,7 +20,7 @@ def null_to_dict(null: FingerprintNull) -> dict[str, Any]:
     """The JSON object."""
     return {
         "spec": to_dict(null.spec),
-        "scales": [asdict(scale) for scale in null.scales],
+        "scales": [_scale_to_dict(scale) for scale in null.scales],
         "stacks": [
             {
                 "name": stack.name,
@@ -59,13 +59,25 @@ def null_from_value(value: object, stacks: Sequence[Stack], edges: Sequence[int]
     return FingerprintNull(spec=spec, scales=scales, stacks=found, sensitivity=sensitivity is True)
 
 
+def _scale_to_dict(scale: ErrorScale) -> dict[str, Any]:
+    found = {"sigma": scale.sigma, "spread": scale.spread, "epsilon": scale.epsilon}
+    return found | ({"shares": list(scale.shares), "relative": scale.relative} if scale.shares else {})
+
+
 def _scale(index: int, value: object) -> ErrorScale:
-    fields = Fields(f"fingerprints.scales[{index}]", value)
+    where = f"fingerprints.scales[{index}]"
+    fields = Fields(where, value)
     found = ErrorScale(
         sigma=fields.number("sigma", 1e-30, 1e30),
         spread=fields.number("spread", 0.0, 2.0),
         epsilon=fields.number("epsilon", 1e-12, 0.5),
     )
+    shares = fields.shares("shares", len(SHARED_SIZES))
+    if shares:
+        relative = fields.take("relative")
+        if not isinstance(relative, bool):
+            raise CalibrationError(f"{where}.relative: got {relative!r:.40}, expected true or false")
+        found = replace(found, shares=shares, relative=relative)
     fields.finish()
     return found
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logsumexp
 
 from veridifr.distribution import (
     MOST,
@@ -18,7 +20,8 @@ from veridifr.distribution import (
 )
 from veridifr.likelihood import SIGMA_GRID, fit_sigma, mix, win_matrix
 from veridifr.scores import Scores
-from veridifr.statistic import SPREAD, LikelihoodRatio, error_sizes
+from veridifr.shares import fit_shares
+from veridifr.statistic import SHARED_ALTERNATIVES, SHARED_SIZES, SPREAD, LikelihoodRatio, error_sizes
 
 Floats = npt.NDArray[np.float64]
 EPSILON_GRID = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -26,13 +29,17 @@ _STEPS = (2, 3, 4, 6, 8)
 """Spreads that are tried, in units of the usual one: their three sizes lie on the grid of sigma."""
 _GAIN = 5.0
 """Nats of log-likelihood that a larger spread must gain."""
+_SHARED_EPSILONS = EPSILON_GRID[::2]
+_SHARED_GAIN = 20.0
+"""Nats that shares of sizes must gain over it: they have nine parameters more."""
 EFFECTS = (1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0)
 """Sizes of the simulated deviations, as multiples of the honest logit noise; the declared one is added."""
 
 
 def fit_statistic(fits: Sequence[Scores]) -> LikelihoodRatio:
     """Honest sigma and epsilon by maximum likelihood over the fit part, and a larger spread where the usual one is too
-    small: a mixture of experts that takes another expert errs by many times the usual at that token."""
+    small, or shares of sizes where no spread will do: a mixture of experts that takes another expert errs by many times
+    the usual at that token."""
     wins = [win_matrix(scores, SIGMA_GRID) for scores in fits]
     top, sigma, epsilon = _likeliest(fits, wins, SIGMA_GRID)
     least, found = top + _GAIN, LikelihoodRatio(sigma=sigma, epsilon=epsilon)
@@ -44,7 +51,22 @@ def fit_statistic(fits: Sequence[Scores]) -> LikelihoodRatio:
         top, sigma, epsilon = _likeliest(fits, spread, SIGMA_GRID[middle] / sizes[1])
         if top > least:
             least, found = top, LikelihoodRatio(sigma=sigma, epsilon=epsilon, spread=SPREAD * steps)
-    return found
+    return _shared(fits, wins, found, max(least, top) + _SHARED_GAIN) if found.spread > SPREAD else found
+
+
+def _shared(fits: Sequence[Scores], wins: Sequence[Floats], found: LikelihoodRatio, least: float) -> LikelihoodRatio:
+    """`found` with shares of sizes and the epsilon that goes with them, if their log-likelihood exceeds `least`."""
+    places = np.searchsorted(SIGMA_GRID, SHARED_SIZES)
+    best = found
+    for epsilon in _SHARED_EPSILONS:
+        logs_NG = np.concatenate([mix(m[:, places], s, epsilon) for m, s in zip(wins, fits, strict=True)])
+        shares_G = fit_shares(logs_NG)
+        total = float(logsumexp(logs_NG, axis=1, b=shares_G).sum())
+        if total > least:
+            shares = tuple(shares_G.tolist())
+            least = total
+            best = replace(found, epsilon=epsilon, shares=shares, alternatives=SHARED_ALTERNATIVES)
+    return best
 
 
 def fit_distribution(fits: Sequence[Scores]) -> DistributionRatio:

@@ -2,7 +2,8 @@
 
 Under the honest hypothesis a token has the probability q_0 of `likelihood`, the size of its logit error being drawn
 anew for each token: a log-normal about sigma with log-deviation `spread`, as three points (Gauss-Hermite), because the
-errors of honest runs have heavier tails than one normal distribution. Each alternative a changes one thing: larger
+errors of honest runs have heavier tails than one normal distribution; or, where that does not describe them either, of
+one of `SHARED_SIZES` with the shares that were fitted. Each alternative a changes one thing: larger
 errors, another temperature, a cut of top-k, top-p or min-p that lies elsewhere, or a share of tokens replaced by draws
 from the reference. Log-likelihood ratios are summed over the first L tokens and the alternatives are mixed with their
 prior weights outside that sum,
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp
 
-from veridifr.likelihood import EPSILON, mix, shifted, win_matrix_of
+from veridifr.likelihood import EPSILON, SIGMA_GRID, mix, shifted, win_matrix_of
 from veridifr.scores import Contenders, Scores
 
 Floats = npt.NDArray[np.float64]
@@ -31,6 +32,8 @@ Kind = Literal["noise", "temperature", "cut", "replaced"]
 SPREAD = float(np.log(2.0) / (2.0 * np.sqrt(3.0)))
 """Log-deviation of the size of a token's error, 0.2: its three points then lie a factor sqrt(2) apart, as the multiples
 of sigma do, and share their integrals."""
+SHARED_SIZES: Floats = SIGMA_GRID[1::2]
+"""Sizes of errors (logits) among which `LikelihoodRatio.shares` are shared out: a factor of 2 apart."""
 CAP = 40.0
 """Sequence scores are cut at this many nats, so that one absurd honest sequence cannot hide a provider."""
 _FINE = (1, 2, 4, 8)
@@ -54,22 +57,38 @@ def equally(kind: Kind, sizes: Sequence[float], weight: float) -> Iterator[Alter
         yield Alternative(kind=kind, size=size, weight=weight / len(sizes))
 
 
+_NOISE = tuple(2.0 ** (k / 2) for k in range(1, 11))
+_TEMPERATURE = (-0.2, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.2)
+_CUT = (-1.0, -0.4, 0.4, 0.8, 1.2)
+_REPLACED = (0.01, 0.05, 0.2, 0.9)
 ALTERNATIVES = (
-    *equally("noise", tuple(2.0 ** (k / 2) for k in range(1, 11)), 0.5),
-    *equally("temperature", (-0.2, -0.1, -0.05, -0.02, 0.02, 0.05, 0.1, 0.2), 0.2),
-    *equally("cut", (-1.0, -0.4, 0.4, 0.8, 1.2), 0.15),
-    *equally("replaced", (0.01, 0.05, 0.2, 0.9), 0.15),
+    *equally("noise", _NOISE, 0.5),
+    *equally("temperature", _TEMPERATURE, 0.2),
+    *equally("cut", _CUT, 0.15),
+    *equally("replaced", _REPLACED, 0.15),
 )
 """Half of the weight is on larger errors, which any change of the forward pass makes; the rest on the sampler."""
+SHARED_ALTERNATIVES = (
+    *(Alternative(kind="noise", size=size, weight=0.8 * 2.0**-k) for k, size in enumerate(_NOISE, start=1)),
+    *equally("temperature", _TEMPERATURE, 0.1),
+    *equally("cut", _CUT, 0.04),
+    *equally("replaced", _REPLACED, 0.06),
+)
+"""With `LikelihoodRatio.shares`: honest sequences then vary as much as slightly deviating ones, which only many
+together tell apart. Weight is on errors that are little larger: what explains one sequence best only adds chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodRatio:
-    """The statistic's settings: honest `sigma` (root mean square, logits) and `epsilon`, `spread` and alternatives."""
+    """The statistic's settings: honest `sigma` (root mean square, logits) and `epsilon`, `spread` and alternatives.
+
+    With `shares` a token's error has each of `SHARED_SIZES` with that probability; `sigma` and `spread` then only
+    describe honest errors."""
 
     sigma: float
     epsilon: float = EPSILON
     spread: float = SPREAD
+    shares: tuple[float, ...] = ()
     alternatives: tuple[Alternative, ...] = ALTERNATIVES
     name: str = field(default="likelihood_ratio", init=False)
 
@@ -90,9 +109,11 @@ class LikelihoodRatio:
         Temperature needs noise to act on and a cut needs a filter; elsewhere their ratios are 0 and they don't apply.
         """
         found, tokens = scores.contenders, len(scores.status_T)
-        sizes_K, weights_K = error_sizes(self.sigma, self.spread)
+        sizes_K, weights_K = self.sizes()
         wins = _Wins(found, tokens, scores.inverse_cdf)
         honest_T = self._log_q(wins.at(sizes_K) @ weights_K, scores)
+        plain_K, shape_K = error_sizes(self.sigma, self.spread)
+        plain_T = self._log_q(wins.at(plain_K) @ shape_K, scores) if self.shares else honest_T
         apart = {
             "temperature": not scores.inverse_cdf and bool(found.noise_M.any()),
             "cut": not scores.inverse_cdf and bool((found.edges_M > -np.inf).any()),
@@ -106,12 +127,20 @@ class LikelihoodRatio:
                 ratios_TA[:, place] = np.logaddexp(np.log1p(-entry.size), drawn_T)
                 continue
             if entry.kind == "noise":
-                wins_T = wins.at(entry.size * sizes_K) @ weights_K
-            else:
-                wins_T = win_matrix_of(shifted(found, **{entry.kind: entry.size}), tokens, sizes_K) @ weights_K
-            ratios_TA[:, place] = self._log_q(wins_T, scores) - honest_T
+                wins_T = wins.at(self.sizes(entry.size)[0]) @ weights_K
+                ratios_TA[:, place] = self._log_q(wins_T, scores) - honest_T
+                continue
+            moved = shifted(found, **{entry.kind: entry.size})
+            ratios_TA[:, place] = self._log_q(win_matrix_of(moved, tokens, plain_K) @ shape_K, scores) - plain_T
         ratios_TA[~scores.usable_T] = 0.0
         return ratios_TA, applies_A
+
+    def sizes(self, multiple: float = 1.0) -> tuple[Floats, Floats]:
+        """Sizes of a token's error, `multiple` times the honest ones, and their weights, float64[K] each."""
+        if not self.shares:
+            sizes_K, weights_K = error_sizes(self.sigma, self.spread)
+            return multiple * sizes_K, weights_K
+        return np.minimum(multiple * SHARED_SIZES, SIGMA_GRID[-1]), np.array(self.shares)
 
     def _log_q(self, wins_T: Floats, scores: Scores) -> Floats:
         return mix(wins_T[:, None], scores, self.epsilon)[:, 0]
@@ -151,7 +180,7 @@ class _Wins:
     def at(self, sizes_K: Floats) -> Floats:
         """P(the claimed token wins) for each size, float64[T, K]."""
         names = [round(float(np.log(size)), 6) for size in sizes_K]
-        new = [k for k, name in enumerate(names) if name not in self._known]
+        new = [k for k, name in enumerate(names) if name not in self._known and name not in names[:k]]
         if new:
             wins = win_matrix_of(self._contenders, self._tokens, sizes_K[new], interval=self._interval)
             self._known.update({names[k]: wins[:, place] for place, k in enumerate(new)})

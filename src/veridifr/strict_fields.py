@@ -47,6 +47,15 @@ class Fields:
     def numbers(self, name: str, low: float, high: float) -> list[float]:
         return [self._number(f"{name}[{i}]", value, low, high) for i, value in enumerate(self.sequence(name))]
 
+    def shares(self, name: str, count: int) -> tuple[float, ...]:
+        """`count` shares that sum to one; empty where the field is absent."""
+        if name not in self._left:
+            return ()
+        found = tuple(self.numbers(name, 0.0, 1.0))
+        if len(found) != count or abs(sum(found) - 1.0) > 1e-6:
+            raise CalibrationError(f"{self._where}.{name}: expected {count} shares that sum to 1")
+        return found
+
     def tables(self, name: str, low: float, high: float) -> list[list[float]]:
         rows = []
         for i, row in enumerate(self.sequence(name)):

@@ -2,15 +2,15 @@
 
 Model: the provider's projection is the verifier's plus an error, Gaussian in each coordinate, of scale sigma times a
 log-normal factor that all coordinates of one token share (tokens differ in how sensitive they are to rounding). Where
-the verifier measured that sensitivity, sigma is relative to it, and the factor is what it leaves open. Honest runs have
-the sigma of the calibration, a deviating run a multiple of it. The model only ranks: a verdict's error rate comes from
-comparing the score with scores of honest runs, not from the model.
+the verifier measured that sensitivity, sigma is relative to it, and the factor is what it leaves open. Where honest
+errors have a tail that no log-normal has, as those of a mixture of experts, the share of tokens at each of
+`SHARED_SIZES` is fitted instead. Honest runs have the sigma of the calibration, a deviating run a multiple of it. The
+model only ranks: a verdict's error rate comes from comparing the score with scores of honest runs, not from the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,11 +20,18 @@ from scipy.special import logsumexp, ndtr
 
 from veridifr.errors import FingerprintError
 from veridifr.fingerprints.encoding import Intervals
+from veridifr.shares import fit_shares
 
 Float64 = npt.NDArray[np.float64]
 
 MULTIPLES = (1.5, 2.0, 4.0, 16.0)
 """Scales of deviating errors, as multiples of the honest one; the score is over their even mixture."""
+SHARED_SIZES: Float64 = np.exp2(np.arange(-8, 25) / 4)
+"""Multiples of sigma among which `ErrorScale.shares` are shared out: quarters of an octave, from 1/4 to 64."""
+SHARED_MULTIPLES = (2**0.25, 2**0.5, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Scales of deviating errors where honest ones have shares."""
+_SHARED_GAIN = 0.1
+"""Nats an entry that shares must gain over the log-normal."""
 _NODES = 5
 _POINT = 2.0**-60
 """Least width of an interval, in units of a coordinate: that of the float 0 would be none."""
@@ -38,11 +45,14 @@ _FEWEST = 0.05
 class ErrorScale:
     """Honest errors at one tap: `sigma` in the units of a projected coordinate (with sensitivities: of a token's own),
     `spread` the standard deviation of the logarithm of a token's own factor, `epsilon` the share of coordinates that
-    anything may have happened to."""
+    anything may have happened to. With `shares` that factor is each of `SHARED_SIZES` with that probability, and
+    `spread` only describes it. Not `relative`: sensitivities are not used, where they explain less than nothing."""
 
     sigma: float
     spread: float = 0.2
     epsilon: float = 1e-4
+    shares: tuple[float, ...] = ()
+    relative: bool = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sigma) and self.sigma > 0):
@@ -51,6 +61,23 @@ class ErrorScale:
             raise FingerprintError(f"spread: got {self.spread}, expected 0 to 2")
         if not 0 < self.epsilon < 1:
             raise FingerprintError(f"epsilon: got {self.epsilon}, expected between 0 and 1")
+        if self.shares and not (
+            len(self.shares) == len(SHARED_SIZES) and min(self.shares) >= 0 and abs(sum(self.shares) - 1) < 1e-6
+        ):
+            raise FingerprintError(f"shares: expected {len(SHARED_SIZES)} shares that sum to 1")
+
+    @property
+    def multiples(self) -> tuple[float, ...]:
+        """Scales of deviating errors, as multiples of the honest one."""
+        return SHARED_MULTIPLES if self.shares else MULTIPLES
+
+    @property
+    def sizes(self) -> tuple[Float64, Float64]:
+        """A token's own factor: the values that stand for it, and their weights [S]."""
+        if self.shares:
+            return SHARED_SIZES, np.array(self.shares)
+        nodes_S, weights_S = np.polynomial.hermite_e.hermegauss(_NODES if self.spread else 1)
+        return np.exp(self.spread * nodes_S), weights_S / weights_S.sum()
 
 
 def log_likelihood(
@@ -62,20 +89,9 @@ def log_likelihood(
 ) -> Float64:
     """Log-probability of each entry's codes, [F], given the verifier's projections [F, k] and errors of scale
     `multiple` times the honest one, which with `sensitivity_F` is relative to each entry's own."""
-    own = np.asarray(own_FK, dtype=np.float64)
-    if own.shape != intervals.low_FK.shape:
-        raise FingerprintError(f"projections: got shape {own.shape}, expected {intervals.low_FK.shape}")
-    if sensitivity_F is not None:
-        return _relative(intervals, own, scale, multiple, np.asarray(sensitivity_F, dtype=np.float64))
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES if scale.spread else 1)
-    logs = np.stack([
-        np.log(
-            (1 - scale.epsilon) * _probability(intervals, own, multiple * scale.sigma * math.exp(scale.spread * node))
-            + scale.epsilon * _contamination(intervals, own, scale.sigma)
-        ).sum(axis=1)
-        for node in nodes
-    ])  # fmt: skip
-    found: Float64 = logsumexp(logs, axis=0, b=(weights / weights.sum())[:, None])
+    sizes_S, weights_S = scale.sizes
+    logs_SF = _logs(intervals, own_FK, scale, multiple * sizes_S, sensitivity_F)
+    found: Float64 = logsumexp(logs_SF, axis=0, b=weights_S[:, None])
     return found
 
 
@@ -83,13 +99,18 @@ def ratios(
     intervals: Intervals,
     own_FK: npt.ArrayLike,
     scale: ErrorScale,
-    multiples: Sequence[float] = MULTIPLES,
     sensitivity_F: npt.ArrayLike | None = None,
 ) -> Float64:
-    """Log-likelihood ratio of each entry for each multiple against the honest scale, [F, M]. Add over entries (and
-    taps), then `combine`."""
-    honest, *others = (log_likelihood(intervals, own_FK, scale, m, sensitivity_F) for m in (1.0, *multiples))
-    return np.stack([other - honest for other in others], axis=1)
+    """Log-likelihood ratio of each entry for each of the scale's M multiples against the honest scale, [F, M]. Add over
+    entries (and taps), then `combine`."""
+    sizes_S, weights_S = scale.sizes
+    wanted_MS = np.multiply.outer((1.0, *scale.multiples), sizes_S)
+    # multiples share sizes where these are a grid: each is computed once
+    _, first_U, place = np.unique(np.round(np.log2(wanted_MS), 6), return_index=True, return_inverse=True)
+    logs_UF = _logs(intervals, own_FK, scale, wanted_MS.reshape(-1)[first_U], sensitivity_F)
+    logs_MF = logsumexp(logs_UF[place.reshape(wanted_MS.shape)], axis=1, b=weights_S[:, None])
+    found: Float64 = (logs_MF[1:] - logs_MF[0]).T
+    return found
 
 
 def combine(summed_M: npt.ArrayLike) -> Float64:
@@ -103,7 +124,8 @@ def combine(summed_M: npt.ArrayLike) -> Float64:
 def fit_scale(
     intervals: Intervals, own_FK: npt.ArrayLike, sensitivity_F: npt.ArrayLike | None = None, *, most: int = 4096
 ) -> ErrorScale:
-    """Maximum-likelihood sigma and spread of honest errors, from the first `most` entries.
+    """Maximum-likelihood sigma and spread of honest errors, from the first `most` entries; shares of sizes where they
+    gain much over a log-normal.
 
     Sigma is searched on a grid of eighths of an octave, the spread on tenths: finer makes no difference to a score.
     """
@@ -128,22 +150,59 @@ def fit_scale(
     octave = max(fine, key=lambda octave: value(octave, 0.2))
     spread = max(spreads, key=lambda spread: value(octave, spread))
     octave = max((octave + step / 8 for step in range(-3, 4)), key=lambda octave: value(octave, spread))
-    return ErrorScale(sigma=2.0**octave, spread=spread)
+    return _shared(part, own, ErrorScale(sigma=2.0**octave, spread=spread), sensitivities)
 
 
-def _relative(
-    intervals: Intervals, own: Float64, scale: ErrorScale, multiple: float, sensitivity_F: Float64
+def _shared(intervals: Intervals, own: Float64, found: ErrorScale, sensitivity_F: Float64 | None) -> ErrorScale:
+    """`found` with shares, relative to sensitivities or not, where that explains honest errors much better."""
+    best, least = found, float(log_likelihood(intervals, own, found, 1.0, sensitivity_F).mean()) + _SHARED_GAIN
+    ways = [found]
+    if sensitivity_F is not None:
+        usual = np.round(8 * np.log2(sensitivity_F).mean()) / 8
+        ways.append(replace(found, sigma=found.sigma * 2**usual, relative=False))
+    for scale in ways:
+        logs_FS = _logs(intervals, own, scale, SHARED_SIZES, sensitivity_F).T
+        shares_S = fit_shares(logs_FS)
+        value = float(logsumexp(logs_FS, axis=1, b=shares_S).mean())
+        if value > least:
+            best, least = replace(scale, shares=tuple(shares_S.tolist())), value
+    return best
+
+
+def _logs(
+    intervals: Intervals,
+    own_FK: npt.ArrayLike,
+    scale: ErrorScale,
+    sizes_S: Float64,
+    sensitivity_F: npt.ArrayLike | None,
 ) -> Float64:
-    """`log_likelihood` with a scale of its own for each entry: those of about one sensitivity are taken together."""
-    if sensitivity_F.shape != own.shape[:1] or not (np.isfinite(sensitivity_F).all() and (sensitivity_F > 0).all()):
+    """Log-probability of each entry's codes under errors of each of `sizes_S` times sigma, [S, F]."""
+    own = np.asarray(own_FK, dtype=np.float64)
+    if own.shape != intervals.low_FK.shape:
+        raise FingerprintError(f"projections: got shape {own.shape}, expected {intervals.low_FK.shape}")
+    if sensitivity_F is None:
+        return _logs_at(intervals, own, scale, sizes_S)
+    apart_F = np.asarray(sensitivity_F, dtype=np.float64)
+    if apart_F.shape != own.shape[:1] or not (np.isfinite(apart_F).all() and (apart_F > 0).all()):
         raise FingerprintError(f"sensitivity: expected {len(own)} values above 0")
-    step_F = np.round(_GRID * np.log2(sensitivity_F))
-    found = np.empty(len(own))
-    for step in np.unique(step_F):
+    if not scale.relative:
+        return _logs_at(intervals, own, scale, sizes_S)
+    step_F = np.round(_GRID * np.log2(apart_F))
+    found = np.empty((len(sizes_S), len(own)))
+    for step in np.unique(step_F):  # those of about one sensitivity are taken together
         rows = step_F == step
         relative = replace(scale, sigma=scale.sigma * 2 ** (step / _GRID))
-        found[rows] = log_likelihood(intervals.of(rows), own[rows], relative, multiple)
+        found[:, rows] = _logs_at(intervals.of(rows), own[rows], relative, sizes_S)
     return found
+
+
+def _logs_at(intervals: Intervals, own: Float64, scale: ErrorScale, sizes_S: Float64) -> Float64:
+    """The same with one sigma for all entries."""
+    anything = scale.epsilon * _contamination(intervals, own, scale.sigma)
+    return np.stack([
+        np.log((1 - scale.epsilon) * _probability(intervals, own, size * scale.sigma) + anything).sum(axis=1)
+        for size in sizes_S
+    ])  # fmt: skip
 
 
 def _probability(intervals: Intervals, own: Float64, sigma: float) -> Float64:
