@@ -39,7 +39,7 @@ LEFT_OUT = ("honest.v2.plain",)
 """Another sampling setting: another null."""
 EDGES = (30, 50, 75, 100, 150, 200, 300)
 SHUFFLED = (30, 100, 300, 600)
-MOST_SHUFFLED = 4000
+MOST_SHUFFLED = 3000
 """Shuffled batches kept of each set: more would only make the file larger."""
 FITTED_SEQUENCES = 800
 """Sequences of the calibration split that sigma, epsilon and the clips are fitted on; all of it informs bets."""

@@ -54,8 +54,9 @@ def main() -> int:
         print("\n".join(wrong) or "token_difr: figures follow from the measured values")
         return 1 if wrong else 0
     experiment, out = specs.read(args.place), args.results
+    if not (out / "scores.npz").exists():  # found out now, not after the GPU has worked
+        parser.error(f"--results {out}: expected the experiment's scores.npz there")
     arrays = run(experiment, args.model, args.work / args.model, args.providers, args.sequences)
-    out.mkdir(parents=True, exist_ok=True)
     path, about = out / f"{NAME}.npz", out / f"{NAME}.json"
     if path.exists():
         with np.load(path, allow_pickle=False) as file:

@@ -179,7 +179,7 @@ def _leads(difference_S: Floats, item: ScoredSequence) -> bool:
 
 def _claim(items: Sequence[ScoredSequence], statistic: Statistic) -> Floats:
     sigma = np.array([statistic.sigma])
-    return np.array([token_log_likelihoods(i.scores, sigma, statistic.epsilon).sum() for i in items])
+    return np.array([token_log_likelihoods(i.scores, sigma, statistic.unexplained).sum() for i in items])
 
 
 def _causes(
@@ -249,7 +249,7 @@ def _refine(items: Sequence[ScoredSequence], start: Candidate, statistic: Statis
 
 def _forward_pass(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: Statistic) -> _Cause:
     sigma = fit_sigma(_grid(fit, statistic), SIGMA_GRID)
-    held_out = np.array([token_log_likelihoods(i.scores, np.array([sigma]), statistic.epsilon).sum() for i in held])
+    held_out = np.array([token_log_likelihoods(i.scores, np.array([sigma]), statistic.unexplained).sum() for i in held])
     candidate = Candidate(code="forward_pass", parameter="sigma", label="sigma", value=sigma, hypothesis=None)
     return _Cause(candidate=candidate, estimate=sigma, held_out_S=held_out)
 
@@ -257,7 +257,7 @@ def _forward_pass(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence],
 def _erring(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], statistic: Statistic) -> _Cause:
     """The forward pass where the noise is not known: size and shape of its errors are fitted, but are no estimate."""
     fit_SG, held_SG = (
-        np.array([log_likelihoods_erring(item.scores, statistic.epsilon).sum(axis=0) for item in items])
+        np.array([log_likelihoods_erring(item.scores, statistic.unexplained).sum(axis=0) for item in items])
         for items in (fit, held)
     )
     candidate = Candidate(code="forward_pass", parameter=None, label="errors", value=None, hypothesis=None)
@@ -266,7 +266,7 @@ def _erring(fit: Sequence[ScoredSequence], held: Sequence[ScoredSequence], stati
 
 
 def _grid(items: Sequence[ScoredSequence], statistic: Statistic) -> Floats:
-    return np.array([token_log_likelihoods(i.scores, SIGMA_GRID, statistic.epsilon).sum(axis=0) for i in items])
+    return np.array([token_log_likelihoods(i.scores, SIGMA_GRID, statistic.unexplained).sum(axis=0) for i in items])
 
 
 def _per_sequence(items: Sequence[ScoredSequence], candidate: Candidate, statistic: Statistic) -> Floats | None:

@@ -129,6 +129,11 @@ class DistributionRatio:
     alternatives: tuple[Alternative, ...] = ALTERNATIVES
     name: str = field(default="distribution_ratio", init=False)
 
+    @property
+    def unexplained(self) -> float:
+        """The share of tokens that errors of the size sigma alone leave unexplained."""
+        return self.epsilon
+
     def prefix_scores(self, scores: Scores, edges: Sequence[int]) -> Floats:
         """S of the first `edges[i]` tokens, in nats: float64[len(edges)]."""
         choices = choices_of(scores)

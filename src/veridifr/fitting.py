@@ -51,7 +51,7 @@ def fit_statistic(fits: Sequence[Scores]) -> LikelihoodRatio:
         top, sigma, epsilon = _likeliest(fits, spread, SIGMA_GRID[middle] / sizes[1])
         if top > least:
             least, found = top, LikelihoodRatio(sigma=sigma, epsilon=epsilon, spread=SPREAD * steps)
-    return _shared(fits, wins, found, max(least, top) + _SHARED_GAIN) if found.spread > SPREAD else found
+    return _shared(fits, wins, found, least + _SHARED_GAIN) if found.spread > SPREAD else found
 
 
 def _shared(fits: Sequence[Scores], wins: Sequence[Floats], found: LikelihoodRatio, least: float) -> LikelihoodRatio:

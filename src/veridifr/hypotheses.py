@@ -188,7 +188,7 @@ def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: 
         return unseeded(item, statistic)
     if item.scores.choices is not None:
         usable = _all_usable(item.scores)
-        found = log_likelihoods_claiming(usable, candidate.hypothesis.sampling, statistic.sigma, statistic.epsilon)
+        found = log_likelihoods_claiming(usable, candidate.hypothesis.sampling, statistic.sigma, statistic.unexplained)
         if found is not None:
             return found
     trace = item.trace
@@ -198,7 +198,7 @@ def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: 
         scores = score(trace, item.evidence, candidate.hypothesis)
     except UnsupportedError:
         return None
-    return token_log_likelihoods(_all_usable(scores), np.array([statistic.sigma]), statistic.epsilon)[:, 0]
+    return token_log_likelihoods(_all_usable(scores), np.array([statistic.sigma]), statistic.unexplained)[:, 0]
 
 
 def unseeded(item: ScoredSequence, statistic: Statistic) -> Floats:
@@ -207,7 +207,7 @@ def unseeded(item: ScoredSequence, statistic: Statistic) -> Floats:
     A token outside the kept set has the share epsilon of the reference's distribution, as everywhere.
     """
     kept_T = sampling_probability(item.trace, item.evidence, item.claim)
-    return mix(kept_T[:, None], _all_usable(item.scores), statistic.epsilon)[:, 0]
+    return mix(kept_T[:, None], _all_usable(item.scores), statistic.unexplained)[:, 0]
 
 
 def _all_usable(scores: Scores) -> Scores:

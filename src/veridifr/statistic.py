@@ -34,6 +34,7 @@ SPREAD = float(np.log(2.0) / (2.0 * np.sqrt(3.0)))
 of sigma do, and share their integrals."""
 SHARED_SIZES: Floats = SIGMA_GRID[1::2]
 """Sizes of errors (logits) among which `LikelihoodRatio.shares` are shared out: a factor of 2 apart."""
+_LARGE = 4.0
 CAP = 40.0
 """Sequence scores are cut at this many nats, so that one absurd honest sequence cannot hide a provider."""
 _FINE = (1, 2, 4, 8)
@@ -134,6 +135,13 @@ class LikelihoodRatio:
             ratios_TA[:, place] = self._log_q(win_matrix_of(moved, tokens, plain_K) @ shape_K, scores) - plain_T
         ratios_TA[~scores.usable_T] = 0.0
         return ratios_TA, applies_A
+
+    @property
+    def unexplained(self) -> float:
+        """The share of tokens that errors of the size sigma alone leave unexplained: epsilon, and with `shares` those
+        of more than four times that size."""
+        large = [share for size, share in zip(SHARED_SIZES, self.shares, strict=False) if size > _LARGE * self.sigma]
+        return self.epsilon + sum(large)
 
     def sizes(self, multiple: float = 1.0) -> tuple[Floats, Floats]:
         """Sizes of a token's error, `multiple` times the honest ones, and their weights, float64[K] each."""

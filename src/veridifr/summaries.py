@@ -39,7 +39,7 @@ def logit_noise(items: Sequence[ScoredItem], calibration: Calibration, rng: np.r
     speaking = [item for item in items if item.speaks]
     if not speaking or not shows_errors(speaking[0].scores):
         return LogitNoise(estimate=None, honest=honest, interval=None)
-    epsilon, grid = calibration.statistic.epsilon, sizes_shown(speaking[0].scores)
+    epsilon, grid = calibration.statistic.unexplained, sizes_shown(speaking[0].scores)
     totals = np.array([token_log_likelihoods(i.scores, grid, epsilon).sum(axis=0) for i in speaking])
     interval = sigma_interval(totals, grid, rng) if len(speaking) > 1 else None
     return LogitNoise(estimate=fit_sigma(totals, grid), honest=honest, interval=interval)

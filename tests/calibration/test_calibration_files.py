@@ -151,6 +151,15 @@ def test_the_first_format_is_as_strict(path: tuple[str | int, ...], value: Any, 
         from_dict(put(first_format(), path, value))
 
 
+def test_shares_are_said_only_where_they_are_used(tmp_path: Path) -> None:
+    assert isinstance(SMALL.statistic, LikelihoodRatio)
+    shares = (0.75, 0.25, *[0.0] * 8)
+    shared = replace(SMALL, statistic=replace(SMALL.statistic, shares=shares))
+    assert "shares" not in to_dict(SMALL)["statistic"]
+    write_calibration(tmp_path / "c", shared)
+    assert read_calibration(tmp_path / "c")[0] == shared
+
+
 def test_scores_are_read_at_the_precision_of_audited_ones() -> None:
     found = from_dict(put(to_dict(SMALL), ("stacks", 0, "sequences", 0, "scores"), [0.12345, -1e-9]))
     assert found.stacks[0].sequences[0].scores == (0.123, 0.0)
@@ -204,6 +213,9 @@ def test_an_unknown_key_is_refused(path: tuple[str | int, ...]) -> None:
             r"alternatives\[0\]\.size: got 0, expected a number in 0\.001 to",
         ),
         (("statistic", "spread"), -0.1, r"statistic\.spread: got -0\.1, expected a number"),
+        (("statistic", "shares"), [0.5, 0.5], r"statistic\.shares: expected 10 shares that sum to 1"),
+        (("statistic", "shares"), [0.2] * 10, r"statistic\.shares: expected 10 shares that sum to 1"),
+        (("statistic", "shares"), [1.5, -0.5, *[0.0] * 8], r"statistic\.shares\[0\]: got 1\.5, expected a number"),
         (("effects",), [2.0, 1.5], "effects: expected ascending"),
         (("effects",), [], "effects: expected ascending"),
         (("effects",), [1.5, 2.1], "effects: the declared deviation detect_sigma is none of them"),

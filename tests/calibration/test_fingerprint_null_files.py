@@ -11,10 +11,12 @@ import pytest
 from test_calibration_files import SMALL, paths
 
 from veridifr import calibration_io
+from veridifr.calibration import Calibration
 from veridifr.calibration_io import from_dict, read_calibration, to_dict, write_calibration
 from veridifr.errors import CalibrationError
 from veridifr.fingerprint_null import FingerprintNull, NullSequence, NullStack
 from veridifr.fingerprints import ErrorScale, FingerprintSpec
+from veridifr.fingerprints.score import SHARED_SIZES
 
 SPEC = FingerprintSpec(seed=1, hidden_size=64, k=4, encoding="sign", taps=("layer.0", "final"))
 PRINTED = replace(
@@ -48,6 +50,37 @@ def test_sensitivity_is_said_only_where_it_is_used(tmp_path: Path) -> None:
     assert "sensitivity" not in to_dict(PRINTED)["fingerprints"]
     write_calibration(tmp_path / "c", sensitive)
     assert read_calibration(tmp_path / "c")[0] == sensitive
+
+
+def shared() -> Calibration:
+    """`PRINTED` with shares of sizes at its second tap."""
+    assert PRINTED.fingerprints is not None
+    first, second = PRINTED.fingerprints.scales
+    shares = tuple(float(g == 3) for g in range(len(SHARED_SIZES)))
+    scales = (first, replace(second, shares=shares, relative=False))
+    return replace(PRINTED, fingerprints=replace(PRINTED.fingerprints, scales=scales))
+
+
+def test_shares_are_said_only_where_they_are_used(tmp_path: Path) -> None:
+    assert "shares" not in to_dict(shared())["fingerprints"]["scales"][0]
+    write_calibration(tmp_path / "c", shared())
+    assert read_calibration(tmp_path / "c")[0] == shared()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("shares", [1.0], r"scales\[1\]\.shares: expected 33 shares that sum to 1"),
+        ("shares", [0.5] * 33, r"scales\[1\]\.shares: expected 33 shares that sum to 1"),
+        ("shares", [2.0, -1.0, *[0.0] * 31], r"scales\[1\]\.shares\[0\]: got 2\.0, expected a number in 0 to 1"),
+        ("relative", 1, r"scales\[1\]\.relative: got 1, expected true or false"),
+    ],
+)
+def test_shares_that_mean_nothing(field: str, value: object, message: str) -> None:
+    whole = copy.deepcopy(to_dict(shared()))
+    whole["fingerprints"]["scales"][1][field] = value
+    with pytest.raises(CalibrationError, match=message):
+        from_dict(whole)
 
 
 @pytest.mark.parametrize("value", [False, 1, "yes", []])

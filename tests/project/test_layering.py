@@ -31,8 +31,9 @@ ONLY: dict[str, tuple[str, ...]] = {
     "veridifr.filters": ("veridifr.errors", "veridifr.trace"),
     "veridifr.contracts": ("veridifr.errors", "veridifr.trace", "veridifr.rng"),
     "veridifr.processors": ("veridifr.errors", "veridifr.trace", "veridifr.contracts"),
+    "veridifr.shares": (),  # arithmetic for tokens and fingerprints alike
     # a fingerprint is attached to a trace, and read from one
-    "veridifr.fingerprints": ("veridifr.errors", "veridifr.rng", "veridifr.trace"),
+    "veridifr.fingerprints": ("veridifr.errors", "veridifr.rng", "veridifr.shares", "veridifr.trace"),
     # runs in a provider's engine: no statistics, no reference, no verdict
     "veridifr.vllm": (
         "veridifr.errors",
