@@ -83,8 +83,9 @@ together tell apart. Weight is on errors that are little larger: what explains o
 class LikelihoodRatio:
     """The statistic's settings: honest `sigma` (root mean square, logits) and `epsilon`, `spread` and alternatives.
 
-    With `shares` a token's error has each of `SHARED_SIZES` with that probability; `sigma` and `spread` then only
-    describe honest errors."""
+    With `shares` a token's error has each of `SHARED_SIZES` with that probability. `sigma` and `spread` then describe
+    honest errors in short, and are what a changed temperature or cut is compared under: rare large errors would look
+    like one."""
 
     sigma: float
     epsilon: float = EPSILON

@@ -282,6 +282,12 @@ def test_a_heavy_tail_is_shared_out() -> None:
     assert shares[(sizes > 0.007) & (sizes < 0.014)].sum() > 0.8
 
 
+def test_few_entries_are_not_shared_out() -> None:
+    own, theirs = flipped(7, 24)
+    intervals = to_intervals(MAIN, 0, to_codes(MAIN, 0, project(theirs, MAIN.seed, MAIN.k)))
+    assert fit_scale(intervals, project(own, MAIN.seed, MAIN.k)).shares == ()
+
+
 def test_a_log_normal_is_not() -> None:
     own, sensitivity = uneven(1)
     theirs = own + np.random.default_rng(2).normal(size=own.shape) * 1.5 * sensitivity[:, None]

@@ -30,8 +30,8 @@ SHARED_SIZES: Float64 = np.exp2(np.arange(-8, 25) / 4)
 """Multiples of sigma among which `ErrorScale.shares` are shared out: quarters of an octave, from 1/4 to 64."""
 SHARED_MULTIPLES = (2**0.25, 2**0.5, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Scales of deviating errors where honest ones have shares."""
-_SHARED_GAIN = 0.1
-"""Nats an entry that shares must gain over the log-normal."""
+_SHARED_GAIN, _SHARED_LEAST = 0.1, 20.0
+"""Nats that shares must gain over the log-normal: for each entry, and in all, as few entries suit any shares."""
 _NODES = 5
 _POINT = 2.0**-60
 """Least width of an interval, in units of a coordinate: that of the float 0 would be none."""
@@ -46,7 +46,7 @@ class ErrorScale:
     """Honest errors at one tap: `sigma` in the units of a projected coordinate (with sensitivities: of a token's own),
     `spread` the standard deviation of the logarithm of a token's own factor, `epsilon` the share of coordinates that
     anything may have happened to. With `shares` that factor is each of `SHARED_SIZES` with that probability, and
-    `spread` only describes it. Not `relative`: sensitivities are not used, where they explain less than nothing."""
+    `spread` only describes it. Not `relative`: sensitivities are left out, as errors are explained better without."""
 
     sigma: float
     spread: float = 0.2
@@ -155,7 +155,8 @@ def fit_scale(
 
 def _shared(intervals: Intervals, own: Float64, found: ErrorScale, sensitivity_F: Float64 | None) -> ErrorScale:
     """`found` with shares, relative to sensitivities or not, where that explains honest errors much better."""
-    best, least = found, float(log_likelihood(intervals, own, found, 1.0, sensitivity_F).mean()) + _SHARED_GAIN
+    gain = max(_SHARED_GAIN, _SHARED_LEAST / len(own))
+    best, least = found, float(log_likelihood(intervals, own, found, 1.0, sensitivity_F).mean()) + gain
     ways = [found]
     if sensitivity_F is not None:
         usual = np.round(8 * np.log2(sensitivity_F).mean()) / 8
