@@ -30,6 +30,7 @@ _STEPS = (2, 3, 4, 6, 8)
 _GAIN = 5.0
 """Nats of log-likelihood that a larger spread must gain."""
 _SHARED_EPSILONS = EPSILON_GRID[::2]
+"""Every other one: shares are fitted for each."""
 _SHARED_GAIN = 20.0
 """Nats that shares of sizes must gain over it: they have nine parameters more."""
 EFFECTS = (1.3, 1.6, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0)

@@ -204,7 +204,7 @@ def log_likelihood_under(item: ScoredSequence, candidate: Candidate, statistic: 
 def unseeded(item: ScoredSequence, statistic: Statistic) -> Floats:
     """log-probability of each token had it been drawn with noise that nobody knows: the sampling distribution itself.
 
-    A token outside the kept set has the share epsilon of the reference's distribution, as everywhere.
+    A token outside the kept set has the unexplained share of the reference's distribution, as everywhere.
     """
     kept_T = sampling_probability(item.trace, item.evidence, item.claim)
     return mix(kept_T[:, None], _all_usable(item.scores), statistic.unexplained)[:, 0]

@@ -3,10 +3,10 @@
 Under the honest hypothesis a token has the probability q_0 of `likelihood`, the size of its logit error being drawn
 anew for each token: a log-normal about sigma with log-deviation `spread`, as three points (Gauss-Hermite), because the
 errors of honest runs have heavier tails than one normal distribution; or, where that does not describe them either, of
-one of `SHARED_SIZES` with the shares that were fitted. Each alternative a changes one thing: larger
-errors, another temperature, a cut of top-k, top-p or min-p that lies elsewhere, or a share of tokens replaced by draws
-from the reference. Log-likelihood ratios are summed over the first L tokens and the alternatives are mixed with their
-prior weights outside that sum,
+one of `SHARED_SIZES` with the shares that were fitted. Each alternative a changes one thing: larger errors, another
+temperature, a cut of top-k, top-p or min-p that lies elsewhere, or a share of tokens replaced by draws from the
+reference. Log-likelihood ratios are summed over the first L tokens and the alternatives are mixed with their prior
+weights outside that sum,
 
     S = log sum_a w_a exp(sum_t log q_a / q_0).
 
@@ -35,6 +35,7 @@ of sigma do, and share their integrals."""
 SHARED_SIZES: Floats = SIGMA_GRID[1::2]
 """Sizes of errors (logits) among which `LikelihoodRatio.shares` are shared out: a factor of 2 apart."""
 _LARGE = 4.0
+"""Errors of more than so many times sigma are none of its size."""
 CAP = 40.0
 """Sequence scores are cut at this many nats, so that one absurd honest sequence cannot hide a provider."""
 _FINE = (1, 2, 4, 8)
@@ -127,13 +128,12 @@ class LikelihoodRatio:
             if entry.kind == "replaced":
                 drawn_T = np.log(entry.size) + np.minimum(scores.logprob_T, 0.0) - honest_T
                 ratios_TA[:, place] = np.logaddexp(np.log1p(-entry.size), drawn_T)
-                continue
-            if entry.kind == "noise":
+            elif entry.kind == "noise":
                 wins_T = wins.at(self.sizes(entry.size)[0]) @ weights_K
                 ratios_TA[:, place] = self._log_q(wins_T, scores) - honest_T
-                continue
-            moved = shifted(found, **{entry.kind: entry.size})
-            ratios_TA[:, place] = self._log_q(win_matrix_of(moved, tokens, plain_K) @ shape_K, scores) - plain_T
+            else:
+                moved = shifted(found, **{entry.kind: entry.size})
+                ratios_TA[:, place] = self._log_q(win_matrix_of(moved, tokens, plain_K) @ shape_K, scores) - plain_T
         ratios_TA[~scores.usable_T] = 0.0
         return ratios_TA, applies_A
 
