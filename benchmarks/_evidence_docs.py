@@ -15,7 +15,7 @@ SOURCES = {
     "small": "The reduced table of `make experiments-small`",
 }
 MARKS = {"ahead": "▲", "tied": "=", "behind": "▼"}
-KINDS = {"tokens": "tokens alone", "activations": "activations (fingerprints of 4 to 40 bytes a token)"}
+KINDS = ("tokens", "activations")
 _OWN = {"mean_clipped_margin": "mean clipped margin", "match_rate": "match rate", "likelihood": "likelihood"}
 """Columns on our replay, and what they are called."""
 PEERS = {
@@ -41,7 +41,8 @@ def _lines(raw: Mapping[str, Any]) -> Iterator[str]:
         for model, kind in product(models, KINDS):
             chosen = [row for row in rows if (row["source"], row["model"], row["kind"]) == (source, model, kind)]
             if chosen:
-                yield from _table(chosen, KINDS[kind] if len(models) == 1 else f"{model}, {KINDS[kind]}")
+                title = "tokens alone" if kind == "tokens" else _activations(chosen)
+                yield from _table(chosen, title if len(models) == 1 else f"{model}, {title}")
     yield from _package(raw["package"])
     yield from _stacks(raw)
     yield from _rates(raw)
@@ -56,6 +57,13 @@ def _table(rows: list[dict[str, Any]], title: str) -> Iterator[str]:
         label = deviation + (" (simulated)" if next(iter(own.values()))["simulated"] else "")
         yield f"| {label} | " + " | ".join(_cell(own.get(budget)) for budget in budgets) + " |"
     yield ""
+
+
+def _activations(rows: list[dict[str, Any]]) -> str:
+    """What the fingerprints of these rows cost: theirs are named by coordinates, of two bits each."""
+    sizes = {int(words[1]) // 4 if (words := row["ours"].split())[1:] else 4 for row in rows}
+    between = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+    return f"activations (fingerprints of {between} bytes a token)"
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:

@@ -139,8 +139,8 @@ def fit(experiment: specs.Experiment, honest: Sequence[Sequence[Replayed]]) -> F
     known = [item for items in honest for item in items if item.own is not None]
     apart = [item.sensitivity_F for item in known if item.sensitivity_F is not None]
     scales = []
-    for k, step in experiment.fingerprints if known else ():
-        intervals, own = zip(*(_coded(item, k, step) for item in known), strict=True)
+    for fingerprint in experiment.fingerprints if known else ():
+        intervals, own = zip(*(_coded(item, *fingerprint) for item in known), strict=True)
         scales.append(fit_scale(Intervals.joined(intervals), np.concatenate(own), np.concatenate(apart)))
     return Fitted(likelihood, fit_named(together, likelihood.sigma), tuple(scales))
 
@@ -154,8 +154,8 @@ def measure(experiment: specs.Experiment, item: Replayed, fitted: Fitted) -> tup
         return tokens, None
     budgets = np.asarray(experiment.activation_budgets)
     ours = []
-    for (k, step), honest in zip(experiment.fingerprints, fitted.scales, strict=True):
-        intervals, own = _coded(item, k, step)
+    for fingerprint, honest in zip(experiment.fingerprints, fitted.scales, strict=True):
+        intervals, own = _coded(item, *fingerprint)
         totals = np.cumsum(ratios(intervals, own, honest, sensitivity_F=item.sensitivity_F), axis=0)
         ours.append(combine(totals[budgets - 1]))
     theirs = [_toploc(item, int(budget)) for budget in budgets]
@@ -174,7 +174,7 @@ def shortened(values: npt.ArrayLike, bits: int) -> npt.NDArray[np.float32]:
 
 def activation_detectors(experiment: specs.Experiment) -> tuple[str, ...]:
     """Names of the columns that `measure` gives for activations: our fingerprints, then TOPLOC's."""
-    wider = (f"fingerprint {k} 2^{step}" for k, step in experiment.wider)
+    wider = (f"fingerprint {k} 2^{','.join(map(str, steps))}" for k, *steps in experiment.wider)
     return ("fingerprint", *wider, *(f"toploc {name} {top_k}" for top_k in TOP_KS for name in TOPLOC))
 
 
@@ -201,11 +201,18 @@ def _toploc(item: Replayed, budget: int) -> list[float]:
     return found
 
 
-def _coded(item: Replayed, k: int, step: int) -> tuple[Intervals, npt.NDArray[np.float32]]:
+def _coded(item: Replayed, k: int, step: int, *pattern: int) -> tuple[Intervals, npt.NDArray[np.float32]]:
     """What the provider would send, and the verifier's own projections. A model of another hidden size projects what it
     has with the matrix for its own size."""
     assert item.theirs is not None and item.own is not None
-    chosen = FingerprintSpec(seed=_SEED, hidden_size=item.own.shape[1], k=k, encoding="wrapped2", step_log2=(step,))
+    chosen = FingerprintSpec(
+        seed=_SEED,
+        hidden_size=item.own.shape[1],
+        k=k,
+        encoding="wrapped2",
+        step_log2=(step,),
+        pattern_log2=pattern or (0,),
+    )
     codes = to_codes(chosen, 0, project(item.theirs, chosen.seed, chosen.k))
     return to_intervals(chosen, 0, codes), project(item.own, chosen.seed, chosen.k)
 

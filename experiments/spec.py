@@ -16,7 +16,7 @@ from typing import Any
 
 ONLINE = {"fp8_per_channel": "fp8_per_channel", "fp8_per_tensor": "fp8"}
 """Weights that the engine quantizes as it loads them, and activations with them; vLLM's name of the method."""
-WEIGHTS = ("int3", "int4", "int8", "fp8", *ONLINE, "nf4", "low_rank", "pruned")
+WEIGHTS = ("int3", "int4", "int4_packed", "int8", "fp8", *ONLINE, "nf4", "low_rank", "pruned")
 KV_CACHES = ("auto", "fp8")
 SEEDS = ("claimed", "next", "none")
 INSIDE = ("uniform", "second", "watermark")
@@ -28,8 +28,8 @@ class Provider:
     """Who serves a model, and what is done otherwise than claimed; with nothing but a name it is honest.
 
     `honest` says so; `simulated` that the deviation is rounded numbers, not a quantized kernel. `weights` changes the
-    weights (fp8_per_tensor and a `kv_cache` of fp8 need a GPU), `model` serves another model, `sampling` overrides the
-    claim, `seeds` is `next` (seed + 1) or `none`.
+    weights (int4_packed, fp8_per_tensor and a `kv_cache` of fp8 need a GPU), `model` serves another model, `sampling`
+    overrides the claim, `seeds` is `next` (seed + 1) or `none`.
     `inside` changes logits inside the engine before it samples: `uniform` draws a `share` of the tokens uniformly from
     the `top_k` likeliest, `second` takes the second likeliest at every `period`-th token, `watermark` adds `bias` to
     half of the vocabulary, keyed by the token before. `engine` is vllm, or hf: transformers with cached decode in
@@ -108,10 +108,10 @@ class Experiment:
     """One experiment. `tokens` of each sequence are generated; `fit` sequences of each honest provider calibrate,
     `judged` of every provider are judged. `edges` are prefixes in tokens; `budgets` tokens of one batch.
     `coordinates` and `step_log2` are those of the fingerprint (`FingerprintSpec`), `wider` those of others that are
-    judged beside it: the best stands for ours in each row, as the best top-k does for TOPLOC. Hidden states are
-    compared for the first `activation_sequences` judged sequences (None: all). Of each detector's value `stored_bits`
-    bits of mantissa are kept: fewer make a smaller results file. A table [defaults] holds keys that every provider has
-    unless it says otherwise."""
+    judged beside it, with the pattern of their steps behind: the best stands for ours in each row, as the best top-k
+    does for TOPLOC. Hidden states are compared for the first `activation_sequences` judged sequences (None: all). Of
+    each detector's value `stored_bits` bits of mantissa are kept: fewer make a smaller results file. A table [defaults]
+    holds keys that every provider has unless it says otherwise."""
 
     name: str
     claim: dict[str, Any]
@@ -127,7 +127,7 @@ class Experiment:
     stored_bits: int = 23
     coordinates: int = 16
     step_log2: int = -4
-    wider: tuple[tuple[int, int], ...] = ()
+    wider: tuple[tuple[int, ...], ...] = ()
     prompt_lengths: tuple[int, int] = (16, 48)
     seed: int = 1
     stacks: tuple[str, ...] = ()
@@ -135,8 +135,8 @@ class Experiment:
     stack_sequences: int = 48
 
     @property
-    def fingerprints(self) -> tuple[tuple[int, int], ...]:
-        """Coordinates and log2 of the step of every fingerprint that is judged."""
+    def fingerprints(self) -> tuple[tuple[int, ...], ...]:
+        """Coordinates, log2 of the step, and its pattern (none: all alike) of every fingerprint that is judged."""
         return ((self.coordinates, self.step_log2), *self.wider)
 
     @property

@@ -26,9 +26,9 @@ BLOCK = 64
 
 def write(source: Path, target: Path, kind: str) -> Path:
     """The directory of `source` with its weights changed; written to `target`, which is returned."""
-    from rounded_weights import write_rounded
+    from rounded_weights import KINDS, write_rounded
 
-    if kind in ("int3", "int4", "int8", "fp8"):
+    if kind in KINDS:
         write_rounded(source, target, kind)
         return target
     from safetensors.torch import load_file, save_file

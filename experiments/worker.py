@@ -74,8 +74,8 @@ def start(model: Path, provider: specs.Provider, prompt: int, tokens: int) -> An
 
 def options_of(provider: specs.Provider, prompt: int, tokens: int, *, gpu: bool) -> dict[str, Any]:
     """What vLLM is started with; `ValueError` for what needs a GPU where there is none."""
-    if not gpu and (provider.weights == "fp8_per_tensor" or provider.kv_cache != "auto"):
-        raise ValueError(f"{provider.name}: fp8 weights (per tensor) and an fp8 KV cache need a GPU")
+    if not gpu and (provider.weights in ("fp8_per_tensor", "int4_packed") or provider.kv_cache != "auto"):
+        raise ValueError(f"{provider.name}: fp8 weights (per tensor), packed int4 and an fp8 KV cache need a GPU")
     options: dict[str, Any] = {
         "dtype": provider.dtype,
         "kv_cache_dtype": provider.kv_cache,

@@ -68,7 +68,7 @@ def test_what_a_provider_changes_reaches_the_engine() -> None:
     assert inside["enforce_eager"]
 
 
-@pytest.mark.parametrize("name", ["fp8 weights and activations", "fp8 key-value cache"])
+@pytest.mark.parametrize("name", ["fp8 weights and activations", "fp8 key-value cache", "int4 weights, packed (W4A16)"])
 def test_what_needs_a_gpu_is_refused_without(name: str) -> None:
     with pytest.raises(ValueError, match="need a GPU"):
         worker.options_of(provider(name), 64, 128, gpu=False)

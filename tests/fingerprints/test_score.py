@@ -282,6 +282,37 @@ def test_a_heavy_tail_is_shared_out() -> None:
     assert shares[(sizes > 0.007) & (sizes < 0.014)].sum() > 0.8
 
 
+def test_a_scale_is_fitted_to_all_the_runs_that_follow_each_other() -> None:
+    """Two runs one after the other, the second with errors four times the first's: no fit to the first alone."""
+    own = hidden_of(12, 800)
+    theirs = noisy(own, 1.0, seed=13)
+    theirs = own + (theirs - own) * np.where(np.arange(800) < 400, 0.01, 0.04)[:, None]
+    intervals = to_intervals(MAIN, 0, to_codes(MAIN, 0, project(theirs, MAIN.seed, MAIN.k)))
+    whole = fit_scale(intervals, project(own, MAIN.seed, MAIN.k))
+    part = fit_scale(intervals, project(own, MAIN.seed, MAIN.k), most=400)
+    assert part.sigma == pytest.approx(whole.sigma, rel=0.1)
+    assert part.spread == whole.spread >= 0.5
+    scaled = fit_scale(intervals, project(own, MAIN.seed, MAIN.k), np.full(800, 0.5), most=400)
+    assert scaled.sigma == pytest.approx(2 * part.sigma, rel=0.1)
+
+
+def test_the_tail_of_shares_is_smooth() -> None:
+    """Three large errors of exactly one size among 600 tokens: those between it and the usual are likely too."""
+    rng = np.random.default_rng(11)
+    own = rng.normal(size=(600, SIZE))
+    error = np.where(np.arange(600) < 3, 0.16, np.where(np.arange(600) < 60, 0.08, 0.01))
+    theirs = own + rng.normal(size=own.shape) * error[:, None]
+    intervals = to_intervals(MAIN, 0, to_codes(MAIN, 0, project(theirs, MAIN.seed, MAIN.k)))
+    scale = fit_scale(intervals, project(own, MAIN.seed, MAIN.k))
+    shares, sizes = np.array(scale.shares), scale.sigma * SHARED_SIZES
+    bulk, tail = (shares[(sizes > low) & (sizes < 2 * low)] for low in (0.0071, 0.0566))
+    assert bulk.sum() == pytest.approx(0.9, abs=0.03)  # what most tokens show stays as sharp
+    assert bulk.max() > 0.3
+    assert tail.max() < 2 * tail.min()  # and one tenth of them is spread over an octave and more
+    assert shares[sizes > 0.02].sum() == pytest.approx(0.1, abs=0.03)
+    assert shares[sizes > 0.2].sum() > 0.003
+
+
 def test_few_entries_are_not_shared_out() -> None:
     own, theirs = flipped(7, 24)
     intervals = to_intervals(MAIN, 0, to_codes(MAIN, 0, project(theirs, MAIN.seed, MAIN.k)))

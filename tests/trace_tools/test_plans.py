@@ -12,7 +12,7 @@ import pytest
 import torch
 from gpu_traces import PAPER, PLANS, command, parser, prompts_command, shrunk
 from process_runner import Runner
-from rounded_weights import INT8_CONFIG, int8_channels, round_groups, write_rounded
+from rounded_weights import INT8_CONFIG, int4_packed, int8_channels, round_groups, write_rounded
 from safetensors.torch import load_file, save_file
 from trace_engine import choose
 from trace_pools import PromptSet, load_pool, load_prompts, save_prompts
@@ -161,6 +161,29 @@ def test_int8_levels_use_the_whole_range_of_each_output() -> None:
     assert scale.tolist() == [[1.0], [float(np.float32(0.5) / np.float32(127))]]
 
 
+def test_packed_int4_is_what_compressed_tensors_reads() -> None:
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    weight = torch.randn(6, 256, generator=torch.Generator().manual_seed(1))
+    found = int4_packed(weight)
+    levels = unpack_from_int32(found["weight_packed"], 4, torch.Size(found["weight_shape"].tolist()))
+    assert found["weight_packed"].shape == (6, 32)
+    assert int(levels.min()) >= -8
+    assert int(levels.abs().max()) == 7
+    again = (levels.reshape(6, 2, 128) * found["weight_scale"][:, :, None]).reshape(6, 256)
+    assert torch.equal(again, round_groups(weight, 4))
+
+
+def test_packed_levels_are_those_of_the_scale_that_is_kept() -> None:
+    """Scales are rounded to bfloat16: every weight goes to the level nearest to it by that scale."""
+    weight = torch.randn(4, 128, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    found = int4_packed(weight)
+    assert found["weight_scale"].dtype == torch.bfloat16
+    unsigned = found["weight_packed"][:, :, None].to(torch.int64) >> (4 * torch.arange(8)) & 15
+    nearest = (weight.float() / found["weight_scale"].float()).round().clamp(-8, 7) + 8
+    assert torch.equal(unsigned.reshape(4, 128), nearest.to(torch.int64))
+
+
 def test_only_linear_layers_are_rounded(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     names = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight", "model.norm.weight")
@@ -179,5 +202,11 @@ def test_only_linear_layers_are_rounded(tmp_path: Path) -> None:
     assert made["model.layers.0.mlp.up_proj.weight"].dtype == torch.int8
     config = json.loads((tmp_path / "int8" / "config.json").read_text())
     assert config == {"model_type": "llama", "quantization_config": INT8_CONFIG}
+    assert write_rounded(source, tmp_path / "packed", "int4_packed") == 1
+    packed = load_file(str(tmp_path / "packed" / "model.safetensors"))
+    parts = {f"model.layers.0.mlp.up_proj.{part}" for part in ("weight_packed", "weight_scale", "weight_shape")}
+    assert set(packed) == {*names, *parts} - {"model.layers.0.mlp.up_proj.weight"}
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "pack-quantized"
     with pytest.raises(ValueError, match="got int5"):
         write_rounded(source, tmp_path / "int5", "int5")

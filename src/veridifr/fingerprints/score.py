@@ -28,10 +28,14 @@ MULTIPLES = (1.5, 2.0, 4.0, 16.0)
 """Scales of deviating errors, as multiples of the honest one; the score is over their even mixture."""
 SHARED_SIZES: Float64 = np.exp2(np.arange(-8, 25) / 4)
 """Multiples of sigma among which `ErrorScale.shares` are shared out: quarters of an octave, from 1/4 to 64."""
-SHARED_MULTIPLES = (2**0.25, 2**0.5, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Scales of deviating errors where honest ones have shares."""
+SHARED_MULTIPLES = (2**0.25, *(2 ** (octaves / 2) for octaves in range(1, 11)))
+"""Scales of deviating errors where honest ones have shares: half octaves to 32, as an error between two scales that lie
+further apart would look honest beside a tail."""
 _SHARED_GAIN, _SHARED_LEAST = 0.1, 20.0
 """Nats that shares must gain over the log-normal: for each entry, and in all, as few entries suit any shares."""
+_NEAR, _OCTAVE, _LEAST_TAIL = 3, 4.0, 3e-3
+"""Shares of sizes further than `_NEAR` from the median are spread by a Gaussian of an octave (in places of
+`SHARED_SIZES`), and at least so much in all is of larger sizes."""
 _NODES = 5
 _POINT = 2.0**-60
 """Least width of an interval, in units of a coordinate: that of the float 0 would be none."""
@@ -124,22 +128,26 @@ def combine(summed_M: npt.ArrayLike) -> Float64:
 def fit_scale(
     intervals: Intervals, own_FK: npt.ArrayLike, sensitivity_F: npt.ArrayLike | None = None, *, most: int = 4096
 ) -> ErrorScale:
-    """Maximum-likelihood sigma and spread of honest errors, from the first `most` entries; shares of sizes where they
-    gain much over a log-normal.
+    """Maximum-likelihood sigma and spread of honest errors, from at most `most` entries, evenly spaced, so that all the
+    runs which follow each other are seen; shares of sizes where they gain much over a log-normal.
 
     Sigma is searched on a grid of eighths of an octave, the spread on tenths: finer makes no difference to a score.
     """
-    own = np.asarray(own_FK, dtype=np.float64)[:most]
+    own = np.asarray(own_FK, dtype=np.float64)
     if not len(own):
         raise FingerprintError("calibration: got no entries to fit the error scale to")
-    part = intervals.of(slice(most))
+    chosen = np.ones(len(own), dtype=np.bool_)
+    if len(own) > most:
+        chosen[:] = False
+        chosen[np.linspace(0, len(own) - 1, most).astype(np.int64)] = True
+    own, part = own[chosen], intervals.of(chosen)
     spreads = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
     def value(octave: float, spread: float) -> float:
         scale = ErrorScale(sigma=2.0**octave, spread=spread)
         return float(log_likelihood(part, own, scale, sensitivity_F=sensitivities).sum())
 
-    sensitivities = None if sensitivity_F is None else np.asarray(sensitivity_F, dtype=np.float64)[:most]
+    sensitivities = None if sensitivity_F is None else np.asarray(sensitivity_F, dtype=np.float64)[chosen]
     unit = 0 if sensitivities is None else round(float(np.median(np.log2(sensitivities))))
     octaves = range(-30 - unit, 13 - unit)
     if part.period_K is not None:  # outside these, a wrapped code says nothing about sigma
@@ -163,11 +171,25 @@ def _shared(intervals: Intervals, own: Float64, found: ErrorScale, sensitivity_F
         ways.append(replace(found, sigma=found.sigma * 2**usual, relative=False))
     for scale in ways:
         logs_FS = _logs(intervals, own, scale, SHARED_SIZES, sensitivity_F).T
-        shares_S = fit_shares(logs_FS)
+        shares_S = _smooth(fit_shares(logs_FS))
         value = float(logsumexp(logs_FS, axis=1, b=shares_S).mean())
         if value > least:
             best, least = replace(scale, shares=tuple(shares_S.tolist())), value
     return best
+
+
+def _smooth(shares_S: Float64) -> Float64:
+    """Shares of which the tail is made smooth: the few large errors among some hundred tokens lie on single sizes by
+    chance, and another honest one between them would look like a deviation."""
+    place_S = np.arange(len(shares_S))
+    median = int(np.searchsorted(np.cumsum(shares_S), 0.5))
+    tail_S = np.where(np.abs(place_S - median) > _NEAR, shares_S, 0.0)
+    spread_SS = np.exp(-0.5 * ((place_S[:, None] - place_S) / _OCTAVE) ** 2)
+    smooth_S = shares_S - tail_S + (spread_SS / spread_SS.sum(axis=0)) @ tail_S
+    larger_S = (place_S > median).astype(np.float64)
+    smooth_S = (1 - _LEAST_TAIL) * smooth_S + _LEAST_TAIL * larger_S / max(1.0, larger_S.sum())
+    found: Float64 = smooth_S / smooth_S.sum()
+    return found
 
 
 def _logs(
