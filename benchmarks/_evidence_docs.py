@@ -43,6 +43,7 @@ def _lines(raw: Mapping[str, Any]) -> Iterator[str]:
             if chosen:
                 title = "tokens alone" if kind == "tokens" else _activations(chosen)
                 yield from _table(chosen, title if len(models) == 1 else f"{model}, {title}")
+    yield from _configurations(raw["configurations"])
     yield from _package(raw["package"])
     yield from _stacks(raw)
     yield from _rates(raw)
@@ -61,9 +62,31 @@ def _table(rows: list[dict[str, Any]], title: str) -> Iterator[str]:
 
 def _activations(rows: list[dict[str, Any]]) -> str:
     """What the fingerprints of these rows cost: theirs are named by coordinates, of two bits each."""
-    sizes = {int(words[1]) // 4 if (words := row["ours"].split())[1:] else 4 for row in rows}
+    sizes = {_bytes(row["ours"]) for row in rows}
     between = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
     return f"activations (fingerprints of {between} bytes a token)"
+
+
+def _bytes(name: str) -> int:
+    """Bytes a token of a fingerprint by its name: coordinates of two bits each, 16 where it names none."""
+    words = name.split()
+    return int(words[1]) // 4 if len(words) > 1 else 4
+
+
+def _configurations(found: list[dict[str, Any]]) -> Iterator[str]:
+    for model in dict.fromkeys(row["model"] for row in found):
+        rows = [row for row in found if row["model"] == model]
+        names = list(rows[0]["auc"])
+        yield f"### Fingerprints by what they cost: {model}, AUC at 2 tokens"
+        yield ""
+        labels = (f"{_bytes(name)} bytes, step {name.split()[-1] if ' ' in name else '2^-4'}" for name in names)
+        yield "| deviation | " + " | ".join(labels) + " |"
+        yield "|---" * (len(names) + 1) + "|"
+        for row in rows:
+            yield f"| {row['deviation']} | " + " | ".join(_auc(row["auc"][name]) for name in names) + " |"
+        yield ""
+        yield "Steps after a comma are the pattern: so many powers of two coarser, coordinate by coordinate."
+        yield ""
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:

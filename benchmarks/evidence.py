@@ -56,6 +56,8 @@ H200 = {
     "held.top_p0.9": ("top-p 0.9", False),
 }
 """Set: what it is, and whether its kernels are simulated by rounded weights."""
+SHOWN = 2
+"""Tokens at which our fingerprints are compared with each other."""
 ALPHA = 0.01
 AUDITS, SIZE = 1000, 20
 """Simulated honest audits of each pool, and sequences of one."""
@@ -85,7 +87,7 @@ def main() -> int:
 def collected() -> dict[str, Any]:
     """Everything that figures and tables are made of."""
     files = {"h200": DECISIONS, **{path.parent.name: path for path in sorted(EXPERIMENTS.glob("*/scores.npz"))}}
-    raw: dict[str, Any] = {"sources": {}, "rows": [], "honest": {}, "stacks": {}, "package": {}}
+    raw: dict[str, Any] = {"sources": {}, "rows": [], "honest": {}, "stacks": {}, "package": {}, "configurations": []}
     for name, path in files.items():
         raw["sources"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
         if name == "h200":
@@ -95,6 +97,7 @@ def collected() -> dict[str, Any]:
         if json.loads(json.dumps(found)) != document["figures"]:
             raise SystemExit(f"{path.parent}: table.json does not follow from scores.npz")
         raw["rows"] += [{"source": name, **_compared(row)} for row in found["rows"]]
+        raw["configurations"] += _configurations(name, found["rows"])
         raw["stacks"][name] = document["raw"]["stacks"]
         installed = path.parent / f"{peer_package.NAME}.json"
         if installed.exists():
@@ -161,6 +164,16 @@ def _h200_rows(arrays: dict[str, Any]) -> Any:
 def _compared(row: dict[str, Any]) -> dict[str, Any]:
     """A row with the two detectors that it compares: the others' values follow from the same files."""
     return {**row, "auc": {name: row["auc"][name] for name in (row["ours"], row["closest_peer"])}}
+
+
+def _configurations(source: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each of our fingerprints finds by itself, at `SHOWN` tokens, where they differ."""
+    found = []
+    for row in rows:
+        own = {name: value for name, value in row["auc"].items() if name.startswith("fingerprint")}
+        if row["budget"] == SHOWN and len(own) > 1 and min(own.values()) < tables.SURE and row["kind"] == "activations":
+            found.append({"source": source, "model": row["model"], "deviation": row["deviation"], "auc": own})
+    return found
 
 
 def _experiment_stacks(path: Path, table: dict[str, Any]) -> dict[str, list[Any]]:

@@ -58,14 +58,19 @@ def main() -> int:
         parser.error(f"--results {out}: expected the experiment's scores.npz there")
     arrays = run(experiment, args.model, args.work / args.model, args.providers, args.sequences)
     path, about = out / f"{NAME}.npz", out / f"{NAME}.json"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files} | arrays
-    write_arrays(path, arrays)
+    write_arrays(path, others(path, args.model) | arrays)
     honest = [one.name for one in experiment.honest if one.engine == "vllm" and one.runner != "v2"]
     raw = {"package": f"token-difr {version('token-difr')}", "honest": honest, "sequences": args.sequences}
     print(json.dumps(_results.write(about, raw, lambda given: figures(given, out)), indent=1))
     return 0
+
+
+def others(path: Path, model: str) -> dict[str, npt.NDArray[Any]]:
+    """What is measured of other models already: of this one nothing stays, as it may be of other sequences."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files if not key.startswith(f"{model}/")}
 
 
 def run(

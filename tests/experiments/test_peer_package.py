@@ -87,6 +87,13 @@ def test_each_judged_sequence_is_asked_with_its_own_seed(
     assert not any("v2" in key for key in found)
 
 
+def test_a_model_that_is_measured_again_keeps_nothing_of_before(tmp_path: Path) -> None:
+    path = tmp_path / "token_difr.npz"
+    assert peer_package.others(path, "m") == {}
+    np.savez(path, **{"m/v1/match": np.ones(2), "m2/v1/match": np.ones(3)})
+    assert list(peer_package.others(path, "m")) == ["m2/v1/match"]
+
+
 def test_honest_traffic_whose_noise_the_package_does_not_have_looks_like_fraud_to_it_alone(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     own = {name: rng.normal(size=(20, 1, len(scores.TOKEN_DETECTORS))) for name in ("v1", "v2", "other")}

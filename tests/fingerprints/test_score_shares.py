@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,25 @@ def test_the_tail_of_shares_is_smooth() -> None:
     assert tail.max() < 2 * tail.min()  # and one tenth of them is spread over an octave and more
     assert shares[sizes > 0.02].sum() == pytest.approx(0.1, abs=0.03)
     assert shares[sizes > 0.2].sum() > 0.003
+
+
+def test_one_error_speaks_the_more_for_a_deviation_the_larger_it_is() -> None:
+    """Beside a tail of honest errors up to 16 times the usual, single tokens that err by 30 times and more."""
+    fitted = flipped(12, 3000)
+    spec = replace(MAIN, k=128, pattern_log2=(-2, -2, 0, 4))
+    scale = fit_scale(
+        to_intervals(spec, 0, to_codes(spec, 0, project(fitted[1], spec.seed, spec.k))),
+        project(fitted[0], spec.seed, spec.k),
+    )
+    own = np.random.default_rng(13).normal(size=(200, SIZE))
+    found = []
+    for multiple in (1, 8, 16, 32, 64, 100):
+        theirs = noisy(own, 0.01 * multiple, seed=14)
+        intervals = to_intervals(spec, 0, to_codes(spec, 0, project(theirs, spec.seed, spec.k)))
+        found.append(np.median(combine(ratios(intervals, project(own, spec.seed, spec.k), scale))))
+    assert found[0] < 0.0 < found[1]
+    assert found == sorted(found)
+    assert found[-1] > found[1] + 3.0
 
 
 def test_few_entries_are_not_shared_out() -> None:

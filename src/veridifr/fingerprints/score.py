@@ -28,9 +28,9 @@ MULTIPLES = (1.5, 2.0, 4.0, 16.0)
 """Scales of deviating errors, as multiples of the honest one; the score is over their even mixture."""
 SHARED_SIZES: Float64 = np.exp2(np.arange(-8, 25) / 4)
 """Multiples of sigma among which `ErrorScale.shares` are shared out: quarters of an octave, from 1/4 to 64."""
-SHARED_MULTIPLES = (2**0.25, *(2 ** (octaves / 2) for octaves in range(1, 11)))
-"""Scales of deviating errors where honest ones have shares: half octaves to 32, as an error between two scales that lie
-further apart would look honest beside a tail."""
+SHARED_MULTIPLES = (2**0.25, *(2 ** (octaves / 2) for octaves in range(1, 15)))
+"""Scales of deviating errors where honest ones have shares: half octaves to 128, as the tail of honest errors reaches
+far, and one between two scales, or beyond the largest, would look honest beside it."""
 _SHARED_GAIN, _SHARED_LEAST = 0.1, 20.0
 """Nats that shares must gain over the log-normal: for each entry, and in all, as few entries suit any shares."""
 _NEAR, _OCTAVE, _LEAST_TAIL = 3, 4.0, 3e-3
