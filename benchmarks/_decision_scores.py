@@ -7,9 +7,11 @@ and over batches of tokens shuffled across sequences.
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from _audit_cases import ROOT
+from _results import COMMIT
 from veridifr.evidence import Evidence
 from veridifr.fitting import fit_statistic
 from veridifr.honest_traces import FIT_SHARE, prompt_digest
@@ -199,6 +202,14 @@ def collect(reference: Reference, pool: Executor, out: Path, limit: int | None) 
         "fitted_sequences": min(FITTED_SEQUENCES, len(fits)),
         "reference": dict(reference.settings),
     }
+
+
+def collect_into(out: Path, reference: Reference, jobs: int, limit: int | None) -> None:
+    """`collect` with so many processes: leaves decisions.npz and decisions.json in `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        fitted = collect(reference, pool, out / "decisions.npz", limit)
+    (out / "decisions.json").write_text(json.dumps({"fitted": fitted, "made_at": COMMIT}, indent=1))
 
 
 def _simulated(

@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import shutil
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +66,11 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _collect(args: argparse.Namespace) -> int:
-    from _decision_scores import collect
+    from _decision_scores import collect_into
     from veridifr.references import ReferenceSettings, load
 
-    args.out.mkdir(parents=True, exist_ok=True)
     reference = load(f"hf:{args.model}", ReferenceSettings(device=args.device, dtype="float32"))
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        fitted = collect(reference, pool, args.out / "decisions.npz", args.limit)
-    (args.out / "decisions.json").write_text(json.dumps({"fitted": fitted, "made_at": _results.COMMIT}, indent=1))
+    collect_into(args.out, reference, args.jobs, args.limit)
     return 0
 
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +143,10 @@ def _collect(args: argparse.Namespace) -> int:
 
     environment("v1")
     llm = engine(args.model, enforce_eager=True)  # before anything that loads numba, which vLLM cannot start beside
-    from _decision_scores import collect
+    from _decision_scores import collect_into
     from veridifr.references.vllm_engine import VllmReference
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    reference = VllmReference.from_llm(llm, args.model)
-    with ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        fitted = collect(reference, pool, args.out / "decisions.npz", args.limit)
-    (args.out / "decisions.json").write_text(json.dumps({"fitted": fitted, "made_at": _results.COMMIT}, indent=1))
+    collect_into(args.out, VllmReference.from_llm(llm, args.model), args.jobs, args.limit)
     return 0
 
 
