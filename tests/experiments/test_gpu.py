@@ -66,6 +66,8 @@ def test_what_a_provider_changes_reaches_the_engine() -> None:
     assert inside["logits_processors"] == ["inside:Inside"]
     assert "worker_extension_cls" not in inside
     assert inside["enforce_eager"]
+    chunked = worker.options_of(provider("vllm V2, prompts prefilled in chunks"), 64, 128, gpu=True)
+    assert 256 <= chunked["max_num_batched_tokens"] < 256 * 64  # no room for all prompts at once
 
 
 @pytest.mark.parametrize("name", ["fp8 weights and activations", "fp8 key-value cache", "int4 weights, packed (W4A16)"])
