@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -66,6 +67,18 @@ def check(path: Path, compute: Compute) -> list[str]:
     document = read(path)
     found = json.loads(json.dumps(compute(document["raw"])))
     return list(_differences(found, document["figures"], "figures"))
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def unchanged(path: Path, sha256: str) -> Path:
+    """`path`, or an end where it is not the file of that digest."""
+    if digest(path) != sha256:
+        raise SystemExit(f"{path.name}: not the file that the results were made from")
+    return path
 
 
 def documented(path: Path, start: str, end: str, new: str, *, write: bool) -> list[str]:

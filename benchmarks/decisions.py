@@ -11,7 +11,6 @@ directory, which `measure` copies beside benchmarks/results/decisions.json.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -51,17 +50,14 @@ def main() -> int:
     if args.source:
         shutil.copyfile(args.source / "decisions.npz", SCORES)
     fitted = json.loads((args.source / "decisions.json").read_text()) if args.source else _results.read(RESULTS)["raw"]
-    raw = {**fitted, "scores": SCORES.name, "sha256": hashlib.sha256(SCORES.read_bytes()).hexdigest()}
+    raw = {**fitted, "scores": SCORES.name, "sha256": _results.digest(SCORES)}
     print(json.dumps(_results.write(RESULTS, raw, figures), indent=1))
     return 0
 
 
 def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that is published, from the scores that `raw` names."""
-    path = _results.RESULTS / raw["scores"]
-    if hashlib.sha256(path.read_bytes()).hexdigest() != raw["sha256"]:
-        raise SystemExit(f"{path.name}: not the file that the results were made from")
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(_results.unchanged(_results.RESULTS / raw["scores"], raw["sha256"]), allow_pickle=False) as file:
         return figures_of({name: file[name] for name in file.files})
 
 

@@ -12,7 +12,6 @@ hold every detector's value of every sequence, on the same evidence. What a row 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -89,7 +88,7 @@ def collected() -> dict[str, Any]:
     files = {"h200": DECISIONS, **{path.parent.name: path for path in sorted(EXPERIMENTS.glob("*/scores.npz"))}}
     raw: dict[str, Any] = {"sources": {}, "rows": [], "honest": {}, "stacks": {}, "package": {}, "configurations": []}
     for name, path in files.items():
-        raw["sources"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        raw["sources"][name] = _results.digest(path)
         if name == "h200":
             continue
         document = json.loads((path.parent / "table.json").read_text())

@@ -26,7 +26,6 @@ computes the figures again from the scores that are there.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import platform
@@ -130,8 +129,8 @@ def measure(args: argparse.Namespace) -> None:
         found, about = kept(arrays, args.calibrate, lean=args.lean)
         scores = RESULTS.with_name(f"fingerprints_{name}.npz")
         write_arrays(scores, found)
-        source = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size, "made": made}
-        kept_as = {"scores": scores.name, "sha256": _sha256(scores), "scored_at": _results.COMMIT}
+        source = {"sha256": _results.digest(path), "bytes": path.stat().st_size, "made": made}
+        kept_as = {"scores": scores.name, "sha256": _results.digest(scores), "scored_at": _results.COMMIT}
         raw[name] = {**kept_as, "source": source, **about}
     found = _results.write(RESULTS, raw, figures)
     long = ("curve", "cheapest", "toploc", "toploc_best", "encodings", "false_positives")
@@ -144,10 +143,9 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that is published, by machine, from the scores that `raw` names."""
     out = {}
     for name, about in raw.items():
-        path = RESULTS.with_name(about["scores"])
-        if _sha256(path) != about["sha256"]:
-            raise SystemExit(f"{path.name}: not the file that the results were made from")
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(
+            _results.unchanged(RESULTS.with_name(about["scores"]), about["sha256"]), allow_pickle=False
+        ) as file:
             out[name] = _rounded(figures_of({key: file[key] for key in file.files}, about))
     return out
 
@@ -164,10 +162,6 @@ def _rounded(value: Any) -> Any:
 def _docs(*, write: bool) -> list[str]:
     """Put the tables into docs/fingerprints.md, or say that they are not what the results give."""
     return _results.documented(DOCS, START, END, block(_results.read(RESULTS)["figures"]), write=write)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def collect(args: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ reference: as the sequences were served. Float32 scores of the same sequences ar
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import _results
+from _decision_pauc import EDGES, HONEST, STATISTICS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
@@ -33,7 +33,6 @@ RESULTS = _results.RESULTS / "same_engine.json"
 SCORES, FLOAT32 = _results.RESULTS / "same_engine.npz", _results.RESULTS / "decisions.npz"
 DOCS = _results.RESULTS.parents[1] / "docs" / "vllm-reference.md"
 START, END = "<!-- same engine: written by benchmarks/same_engine.py --write-docs -->\n", "<!-- /same engine -->"
-HONEST = ("honest.v1", "honest.v2", "more.v1", "more.v2")
 DEVIATIONS = {
     "int4": "int4 weights (simulated)",
     "fp8": "fp8 weights and activations",
@@ -43,10 +42,8 @@ DEVIATIONS = {
     "temp1.1": "temperature 1.1",
     "top_p0.85": "top-p 0.85",
 }
-EDGES = {30: 0, 100: 3, 300: 6}
-"""Tokens, and their places among the edges of decisions.npz."""
-COLUMNS = {"likelihood": 0, "match_rate": 4}
-"""Statistics that are compared, and their places there."""
+TOKENS, COMPARED = (30, 100, 300), ("likelihood", "match_rate")
+"""Of the edges and the statistics of decisions.npz those that are compared."""
 LIMIT = 160
 
 
@@ -77,7 +74,7 @@ def main() -> int:
     write_arrays(SCORES, arrays)
     fitted = json.loads((args.source / "decisions.json").read_text())["fitted"]
     raw = {"fitted": fitted, "fitted_float32": _results.read(_results.RESULTS / "decisions.json")["raw"]["fitted"]}
-    raw |= {"sha256": {path.name: _digest(path) for path in (SCORES, FLOAT32)}}
+    raw |= {"sha256": {path.name: _results.digest(path) for path in (SCORES, FLOAT32)}}
     print(json.dumps(_results.write(RESULTS, raw, figures), indent=1))
     return 0
 
@@ -85,18 +82,17 @@ def main() -> int:
 def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
     """By reference: honest logit noise, matching tokens, and AUC by deviation and tokens, on the same sequences."""
     for path in (SCORES, FLOAT32):
-        if _digest(path) != raw["sha256"][path.name]:
-            raise SystemExit(f"{path.name}: not the file that the results were made from")
+        _results.unchanged(path, raw["sha256"][path.name])
     found: dict[str, Any] = {}
     for reference, path, fitted in (("vllm", SCORES, "fitted"), ("float32", FLOAT32, "fitted_float32")):
         values = {name: _judged(path, name) for name in (*HONEST, *DEVIATIONS)}
         honest = np.concatenate([values[name] for name in HONEST])
         found[reference] = {
             "sigma": raw[fitted]["sigma"],
-            "exact_match": 1.0 - float(honest[:, -1, 1].mean()) / max(EDGES),
+            "exact_match": 1.0 - float(honest[:, -1, 1].mean()) / TOKENS[-1],
             "sequences": [len(honest), min(len(values[name]) for name in DEVIATIONS)],
             "auc": {
-                name: {str(t): auc(honest[:, place, 0], values[name][:, place, 0]) for place, t in enumerate(EDGES)}
+                name: {str(t): auc(honest[:, place, 0], values[name][:, place, 0]) for place, t in enumerate(TOKENS)}
                 for name in DEVIATIONS
             },
         }
@@ -106,10 +102,10 @@ def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """What docs/vllm-reference.md shows."""
     vllm, other = found["vllm"], found["float32"]
-    lines = ["| AUC in float32 / in the engine that served | " + " | ".join(f"{t} tokens" for t in EDGES) + " |"]
-    lines.append("|---" * (len(EDGES) + 1) + "|")
+    lines = ["| AUC in float32 / in the engine that served | " + " | ".join(f"{t} tokens" for t in TOKENS) + " |"]
+    lines.append("|---" * (len(TOKENS) + 1) + "|")
     for name, label in DEVIATIONS.items():
-        cells = [f"{other['auc'][name][str(t)]:.3f} / {vllm['auc'][name][str(t)]:.3f}" for t in EDGES]
+        cells = [f"{other['auc'][name][str(t)]:.3f} / {vllm['auc'][name][str(t)]:.3f}" for t in TOKENS]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += ["", (
         f"Honest logit noise {other['sigma']:.4f} and {vllm['sigma']:.4f} logits, matching tokens "
@@ -121,7 +117,8 @@ def table(found: Mapping[str, Any]) -> str:
 
 def _chosen(scores_SED: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
     """Of all edges and statistics those that are compared, [S, 3, 2]."""
-    return scores_SED[:, list(EDGES.values())][:, :, list(COLUMNS.values())]
+    edges, columns = [EDGES.index(tokens) for tokens in TOKENS], [STATISTICS.index(name) for name in COMPARED]
+    return scores_SED[:, edges][:, :, columns]
 
 
 def _judged(path: Path, name: str) -> npt.NDArray[np.float64]:
@@ -132,10 +129,6 @@ def _judged(path: Path, name: str) -> npt.NDArray[np.float64]:
     if not np.array_equal(fit, also):
         raise SystemExit(f"{name}: the two files do not hold the same sequences")
     return np.asarray((scores if path == SCORES else _chosen(scores))[~fit], dtype=np.float64)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _collect(args: argparse.Namespace) -> int:

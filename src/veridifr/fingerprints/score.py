@@ -136,10 +136,8 @@ def fit_scale(
     own = np.asarray(own_FK, dtype=np.float64)
     if not len(own):
         raise FingerprintError("calibration: got no entries to fit the error scale to")
-    chosen = np.ones(len(own), dtype=np.bool_)
-    if len(own) > most:
-        chosen[:] = False
-        chosen[np.linspace(0, len(own) - 1, most).astype(np.int64)] = True
+    chosen = np.zeros(len(own), dtype=np.bool_)
+    chosen[np.linspace(0, len(own) - 1, min(most, len(own))).astype(np.int64)] = True
     own, part = own[chosen], intervals.of(chosen)
     spreads = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
