@@ -168,47 +168,91 @@ def write(run: Run, done: dict[str, dict[str, Any]]) -> None:
     }
     figures = _results.write(out / "table.json", raw, lambda given: table(given, out / "scores.npz"))
     for row in figures["rows"]:
-        print(f"{row['model']:9} {row['deviation']:34} {row['kind']:11} {row['budget']:5} {row['status']:6} "
+        size = f"{row['bytes']} B" if "bytes" in row else ""
+        print(f"{row['model']:9} {row['deviation']:34} {row['kind']:11} {row['budget']:5} {size:5} {row['status']:6} "
               f"{row['auc'][row['ours']]:.4f} {row['auc'][row['closest_peer']]:.4f} {row['closest_peer']}")  # fmt: skip
 
 
 def table(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The rows, from a results file's raw part and the values of every sequence."""
+    """The rows, from a results file's raw part and the values of every sequence; how many were left out as others of
+    fewer tokens are certain; and what each of our fingerprints finds by itself."""
     experiment = specs.parse(raw["experiment"])
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
-    rows = []
+    rows, beyond, fingerprints = [], 0, []
     for model in raw["fitted"]:
         honest = [f"{model}/{one.name}" for one in experiment.honest]
         for provider in experiment.deviating:
+            about = {"model": model, "simulated": provider.simulated}
             name = f"{model}/{provider.name}"
-            if f"{name}/tokens" in arrays:
-                rows += _rows(experiment, model, provider, honest, arrays)
-    return {"rows": rows, "honest": _honest(experiment, raw, arrays)}
+            pair = [tables.lots(arrays, names, "tokens") for names in (honest, [name])]
+            if pair[0] is not None and pair[1] is not None:
+                kept, more = _token_rows(experiment, provider, pair[0], pair[1])
+                rows += [{**about, **row} for row in kept]
+                beyond += more
+            pair = [tables.lots(arrays, names, "activations") for names in (honest, [name])]
+            if pair[0] is not None and pair[1] is not None and provider.changes_forward_pass:
+                kept = _activation_rows(experiment, provider.name, pair[0], pair[1])
+                rows += [{**about, **row} for row in kept]
+                fingerprints.append({**about, **_fingerprints(experiment, provider.name, pair[0], pair[1])})
+    return {"rows": rows, "beyond": beyond, "fingerprints": fingerprints, "honest": _honest(experiment, raw, arrays)}
 
 
-def _rows(
-    experiment: specs.Experiment, model: str, provider: specs.Provider, honest: list[str], arrays: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _token_rows(
+    experiment: specs.Experiment, provider: specs.Provider, honest: tables.Floats, theirs: tables.Floats
+) -> tuple[list[dict[str, Any]], int]:
+    """For so many tokens, of which some can differ; and how many rows are left out as one of fewer is certain."""
     found = []
-    places, detectors = experiment.activation_budgets, scores.activation_detectors(experiment)
-    kinds = (
-        ("tokens", experiment.budgets, experiment.edges, scores.TOKEN_DETECTORS, 1),
-        ("activations", places, places, detectors, len(experiment.fingerprints)),
-    )
-    for kind, budgets, edges, names, own in kinds:
-        ours = tables.lots(arrays, honest, kind)
-        theirs = tables.lots(arrays, [f"{model}/{provider.name}"], kind)
-        if ours is None or theirs is None or (kind == "activations" and not provider.changes_forward_pass):
+    for budget in (budget for budget in experiment.budgets if budget >= provider.begins):
+        pair = [tables.batches(part, experiment.edges, budget) for part in (honest, theirs)]
+        if pair[0] is None or pair[1] is None:
+            raise ValueError(f"{experiment.name}: budget {budget}: neither an edge nor a multiple of the last one")
+        found.append(tables.row(provider.name, "tokens", budget, scores.TOKEN_DETECTORS, pair[0], pair[1]))
+    return tables.ladder([row for row in found if row is not None])
+
+
+def _activation_rows(
+    experiment: specs.Experiment, deviation: str, honest: tables.Floats, theirs: tables.Floats
+) -> list[dict[str, Any]]:
+    """For so many tokens and so many bytes, the best that ours and each peer can do with at most both: bytes may be
+    spent on all the tokens, or on fewer of them. What is certain with less of both needs no row, and cannot change; nor
+    does a comparison that is the same as one of less."""
+    names, own = scores.activation_detectors(experiment), len(experiment.fingerprints)
+    found: list[dict[str, Any]] = []
+    sure: list[tuple[int, int]] = []
+    compared: set[tuple[str, ...]] = set()
+    for last, place, affordable in tables.cells(scores.activation_bytes(experiment), scores.PROOF_BYTES):
+        if any(tokens <= last and size <= place for tokens, size in sure):
             continue
-        for budget in budgets:
-            pair = tables.batches(ours, edges, budget), tables.batches(theirs, edges, budget)
-            if pair[0] is None or pair[1] is None:
-                raise ValueError(f"{experiment.name}: budget {budget}: neither an edge nor a multiple of the last one")
-            row = tables.row(provider.name, kind, budget, names, pair[0], pair[1], own)
-            if row is not None:
-                found.append({"model": model, "simulated": provider.simulated, **row})
+        affordable.sort(key=lambda item: item[1] >= own)  # ours first
+        at, column = np.array(affordable).T
+        labels = [f"{names[c]}, {experiment.activation_budgets[n]} tokens" for n, c in affordable]
+        budget = experiment.activation_budgets[last]
+        count = int((column < own).sum())
+        row = tables.row(deviation, "activations", budget, labels, honest[:, at, column], theirs[:, at, column], count)
+        if row is None:
+            continue
+        best = (row["ours"], row["closest_peer"])
+        if best not in compared:
+            found.append({**row, "auc": {name: row["auc"][name] for name in best}, "bytes": scores.PROOF_BYTES[place]})
+        compared.add(best)
+        if row["certain"]:
+            sure.append((last, place))
     return found
+
+
+def _fingerprints(
+    experiment: specs.Experiment, deviation: str, honest: tables.Floats, theirs: tables.Floats
+) -> dict[str, Any]:
+    """AUC of each of our fingerprints at each number of tokens."""
+    names = scores.activation_detectors(experiment)[: len(experiment.fingerprints)]
+    return {
+        "deviation": deviation,
+        "auc": {
+            str(budget): {name: round(tables.auc(honest[:, n, c], theirs[:, n, c]), 6) for c, name in enumerate(names)}
+            for n, budget in enumerate(experiment.activation_budgets)
+        },
+    }
 
 
 def _honest(experiment: specs.Experiment, raw: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from veridifr.fingerprints import (
     to_intervals,
 )
 from veridifr.fingerprints.projection import scale
-from veridifr.fingerprints.toploc import compare, prove
+from veridifr.fingerprints.toploc import compare, proof_bytes, prove
 from veridifr.fitting import fit_statistic
 from veridifr.named_statistics import NAMES, NamedStatistics, fit_named
 from veridifr.scores import Scores
@@ -43,6 +43,8 @@ TOKEN_DETECTORS = ("likelihood", *NAMES)
 LIKELIHOOD = ("sigma", "epsilon", "spread", "shares", "alternatives")
 """What is fitted of the likelihood score."""
 TOP_KS = (4, 16, 64, 256)
+PROOF_BYTES = tuple(proof_bytes(top_k) for top_k in TOP_KS)
+"""Bytes of a proof for each of these: also what activation detectors are compared at."""
 TOPLOC = ("mismatches", "mean", "median", "combined")
 _SEED = 7
 """Seed of the projection matrix of the fingerprints that are judged."""
@@ -178,6 +180,17 @@ def activation_detectors(experiment: specs.Experiment) -> tuple[str, ...]:
     return ("fingerprint", *wider, *(f"toploc {name} {top_k}" for top_k in TOP_KS for name in TOPLOC))
 
 
+def activation_bytes(experiment: specs.Experiment) -> npt.NDArray[np.int64]:
+    """What each of these detectors costs, [B, columns]: bytes sent at each of the activation budgets. TOPLOC sends one
+    proof for all the tokens of a chunk."""
+    ours = [
+        [_spec(k, k, *steps).payload_bytes(tokens) for k, *steps in experiment.fingerprints]
+        for tokens in experiment.activation_budgets
+    ]
+    theirs = [size for size in PROOF_BYTES for _ in TOPLOC]
+    return np.array([[*row, *theirs] for row in ours])
+
+
 def read_provider(folder: Path, provider: specs.Provider) -> tuple[list[Trace], npt.NDArray[np.uint16] | None]:
     """The traces of a provider and its hidden states, as the worker left them."""
     states = folder / f"{provider.file}.states.npy"
@@ -205,16 +218,20 @@ def _coded(item: Replayed, k: int, step: int, *pattern: int) -> tuple[Intervals,
     """What the provider would send, and the verifier's own projections. A model of another hidden size projects what it
     has with the matrix for its own size."""
     assert item.theirs is not None and item.own is not None
-    chosen = FingerprintSpec(
+    chosen = _spec(item.own.shape[1], k, step, *pattern)
+    codes = to_codes(chosen, 0, project(item.theirs, chosen.seed, chosen.k))
+    return to_intervals(chosen, 0, codes), project(item.own, chosen.seed, chosen.k)
+
+
+def _spec(size: int, k: int, step: int, *pattern: int) -> FingerprintSpec:
+    return FingerprintSpec(
         seed=_SEED,
-        hidden_size=item.own.shape[1],
+        hidden_size=size,
         k=k,
         encoding="wrapped2",
         step_log2=(step,),
         pattern_log2=pattern or (0,),
     )
-    codes = to_codes(chosen, 0, project(item.theirs, chosen.seed, chosen.k))
-    return to_intervals(chosen, 0, codes), project(item.own, chosen.seed, chosen.k)
 
 
 def _unprojected(projected_FD: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:

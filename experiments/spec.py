@@ -77,6 +77,11 @@ class Provider:
         return "".join(c if c.isalnum() or c in "._-" else "_" for c in self.name)
 
     @property
+    def begins(self) -> int:
+        """The first token, counted from 1, at which a sequence differs from what is claimed: fewer are honest ones."""
+        return self.period if self.inside == "second" else 1
+
+    @property
     def sees_activations(self) -> bool:
         """Whether a fingerprint can be taken and compared: the sampler runs as the engine made it, and the hidden
         states are of the claimed model's size."""
@@ -106,7 +111,8 @@ class Provider:
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One experiment. `tokens` of each sequence are generated; `fit` sequences of each honest provider calibrate,
-    `judged` of every provider are judged. `edges` are prefixes in tokens; `budgets` tokens of one batch.
+    `judged` of every provider are judged (of each honest one `judged_honest`, if given: there are several, pooled).
+    `edges` are prefixes in tokens; `budgets` tokens of one batch, of which `activation_budgets` carry fingerprints.
     `coordinates` and `step_log2` are those of the fingerprint (`FingerprintSpec`), `wider` those of others that are
     judged beside it, with the pattern of their steps behind: the best stands for ours in each row, as the best top-k
     does for TOPLOC. Hidden states are compared for the first `activation_sequences` judged sequences (None: all). Of
@@ -123,6 +129,7 @@ class Experiment:
     edges: tuple[int, ...]
     budgets: tuple[int, ...]
     activation_budgets: tuple[int, ...] = (1, 2, 4, 8, 32)
+    judged_honest: int | None = None
     activation_sequences: int | None = None
     stored_bits: int = 23
     coordinates: int = 16
@@ -149,21 +156,27 @@ class Experiment:
         """The others."""
         return tuple(one for one in self.providers if not one.honest)
 
+    def judged_of(self, provider: Provider) -> int:
+        """How many sequences of a provider are judged."""
+        return self.judged_honest if provider.honest and self.judged_honest is not None else self.judged
+
     def slice_of(self, provider: Provider) -> slice:
         """Which of the prompts a provider gets: each honest one its own, all deviating ones the last."""
-        each = self.fit + self.judged
+        each = self.fit + self.judged_of(self.honest[0])
         place = [one.name for one in self.honest].index(provider.name) if provider.honest else len(self.honest)
         return slice(place * each, place * each + (each if provider.honest else self.judged))
 
     def states_of(self, provider: Provider) -> int:
         """Of how many sequences a provider's hidden states are kept: always of those that everything is fitted on."""
-        judged = self.judged if self.activation_sequences is None else min(self.judged, self.activation_sequences)
+        judged = self.judged_of(provider)
+        if self.activation_sequences is not None:
+            judged = min(judged, self.activation_sequences)
         return (judged + (self.fit if provider.honest else 0)) if provider.keeps_activations else 0
 
     @property
     def prompts(self) -> int:
         """Prompts in all."""
-        return len(self.honest) * (self.fit + self.judged) + self.judged
+        return self.slice_of(self.honest[-1]).stop + self.judged
 
 
 def read(path: Path) -> Experiment:

@@ -4,11 +4,14 @@ A batch is a number of whole sequences, or the first tokens of one; batches are 
 with each peer's on the same batches: *ahead* is an AUC higher than every peer's with the paired 95 % bootstrap interval
 above 0; *tied* is both at least 0.999, both at most 0.51, or an interval that holds 0; else it is *behind*. The
 bootstrap redraws batches.
+
+A budget is a number of tokens and, for what the provider sends with them, of bytes. Budgets grow until ours and a
+peer's are both certain: what follows tells nothing between them, and is no row unless ours is behind there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +103,24 @@ def row(
         "ours": names[ours],
         **judged,
         "closest_peer": names[judged["closest_peer"]],
+        "certain": bool(min(found[ours], max(found[peer] for peer in peers_of(names, own))) >= SURE),
     }
+
+
+def ladder(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """Of one deviation's rows, in order of their budgets, those up to the first that is certain, and any behind; and
+    how many are left out."""
+    first = next((place for place, row in enumerate(rows) if row["certain"]), len(rows))
+    kept = [row for place, row in enumerate(rows) if place <= first or row["status"] == "behind"]
+    return kept, len(rows) - len(kept)
+
+
+def cells(costs_NC: npt.NDArray[np.int64], limits: Sequence[int]) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    """For each of N token budgets and each limit in bytes: their places, and what can be had for both, as places of a
+    smaller or equal number of tokens and of a detector that costs `costs_NC` bytes there."""
+    for last in range(len(costs_NC)):
+        for place, limit in enumerate(limits):
+            yield last, place, [(int(n), int(c)) for n, c in np.argwhere(costs_NC[: last + 1] <= limit)]
 
 
 def peers_of(names: Sequence[str], own: int = 1) -> list[int]:

@@ -36,6 +36,7 @@ _SHARED_GAIN, _SHARED_LEAST = 0.1, 20.0
 _NEAR, _OCTAVE, _LEAST_TAIL = 3, 4.0, 3e-3
 """Shares of sizes further than `_NEAR` from the median are spread by a Gaussian of an octave (in places of
 `SHARED_SIZES`), and at least so much in all is of larger sizes."""
+_SEARCHED, _FEWEST_ENTRIES = 2**18, 512
 _NODES = 5
 _POINT = 2.0**-60
 """Least width of an interval, in units of a coordinate: that of the float 0 would be none."""
@@ -132,31 +133,40 @@ def fit_scale(
     runs which follow each other are seen; shares of sizes where they gain much over a log-normal.
 
     Sigma is searched on a grid of eighths of an octave, the spread on tenths: finer makes no difference to a score.
+    Many coordinates say so much that fewer entries are enough for that: about `_SEARCHED` coordinates in all.
     """
     own = np.asarray(own_FK, dtype=np.float64)
     if not len(own):
         raise FingerprintError("calibration: got no entries to fit the error scale to")
-    chosen = np.zeros(len(own), dtype=np.bool_)
-    chosen[np.linspace(0, len(own) - 1, min(most, len(own))).astype(np.int64)] = True
-    own, part = own[chosen], intervals.of(chosen)
+    sensitivities = None if sensitivity_F is None else np.asarray(sensitivity_F, dtype=np.float64)
+    used, own, sensitivities = _evenly(most, intervals, own, sensitivities)
+    part, few, apart = _evenly(max(_FEWEST_ENTRIES, _SEARCHED // own.shape[1]), used, own, sensitivities)
     spreads = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
     def value(octave: float, spread: float) -> float:
         scale = ErrorScale(sigma=2.0**octave, spread=spread)
-        return float(log_likelihood(part, own, scale, sensitivity_F=sensitivities).sum())
+        return float(log_likelihood(part, few, scale, sensitivity_F=apart).sum())
 
-    sensitivities = None if sensitivity_F is None else np.asarray(sensitivity_F, dtype=np.float64)[chosen]
     unit = 0 if sensitivities is None else round(float(np.median(np.log2(sensitivities))))
     octaves = range(-30 - unit, 13 - unit)
-    if part.period_K is not None:  # outside these, a wrapped code says nothing about sigma
-        steps = part.high_FK[0] - part.low_FK[0]
-        octaves = range(int(np.log2(steps.min())) - 8 - unit, int(np.log2(part.period_K.max())) + 2 - unit)
+    if used.period_K is not None:  # outside these, a wrapped code says nothing about sigma
+        steps = used.high_FK[0] - used.low_FK[0]
+        octaves = range(int(np.log2(steps.min())) - 8 - unit, int(np.log2(used.period_K.max())) + 2 - unit)
     coarse = max(octaves, key=lambda octave: value(octave, 0.2))
     fine = [coarse + step / 8 for step in range(-8, 9)]
     octave = max(fine, key=lambda octave: value(octave, 0.2))
     spread = max(spreads, key=lambda spread: value(octave, spread))
     octave = max((octave + step / 8 for step in range(-3, 4)), key=lambda octave: value(octave, spread))
-    return _shared(part, own, ErrorScale(sigma=2.0**octave, spread=spread), sensitivities)
+    return _shared(used, own, ErrorScale(sigma=2.0**octave, spread=spread), sensitivities)
+
+
+def _evenly(
+    most: int, intervals: Intervals, own: Float64, sensitivity_F: Float64 | None
+) -> tuple[Intervals, Float64, Float64 | None]:
+    """At most `most` entries, evenly spaced."""
+    chosen = np.zeros(len(own), dtype=np.bool_)
+    chosen[np.linspace(0, len(own) - 1, min(most, len(own))).astype(np.int64)] = True
+    return intervals.of(chosen), own[chosen], None if sensitivity_F is None else sensitivity_F[chosen]
 
 
 def _shared(intervals: Intervals, own: Float64, found: ErrorScale, sensitivity_F: Float64 | None) -> ErrorScale:
@@ -248,7 +258,8 @@ def _wrapped(offset: Float64, width: float, period: float, sigma: float) -> Floa
     """
     if sigma > 2 * period:  # uniform, to 1 part in 10^30
         return np.full(offset.shape, width / period)
-    table = _table(width, period, sigma)
+    # in periods, and rounded: sizes and sensitivities lie on a grid of octaves, so that few tables serve all of them
+    table = _table(width / period, round(math.log2(sigma / period), 9))
     points = len(table) - 1
     place = offset * (points / period)
     low = np.minimum(place.astype(np.int64), points - 1)
@@ -257,11 +268,13 @@ def _wrapped(offset: Float64, width: float, period: float, sigma: float) -> Floa
 
 
 @lru_cache(maxsize=512)
-def _table(width: float, period: float, sigma: float) -> Float64:
-    points = int(min(max(1024, 64 * period / sigma), 2**18))
-    grid: Float64 = np.arange(points + 1, dtype=np.float64) * (period / points)
-    reach = int(np.ceil(8 * sigma / period)) + 1
-    starts = [(repeat * period - grid) / sigma for repeat in range(-reach, reach + 1)]
+def _table(width: float, octave: float) -> Float64:
+    """For errors of 2^octave and intervals of `width`, both in periods."""
+    sigma = 2.0**octave
+    points = int(min(max(1024, 64 / sigma), 2**18))
+    grid: Float64 = np.arange(points + 1, dtype=np.float64) / points
+    reach = int(np.ceil(8 * sigma)) + 1
+    starts = [(repeat - grid) / sigma for repeat in range(-reach, reach + 1)]
     found: Float64 = np.sum([_between(start, start + width / sigma) for start in starts], axis=0)
     found.flags.writeable = False  # it is kept, and served again
     return found
