@@ -42,7 +42,7 @@ LEFT_OUT = ("honest.v2.plain",)
 """Another sampling setting: another null."""
 EDGES = (30, 50, 75, 100, 150, 200, 300)
 SHUFFLED = (30, 100, 300, 600)
-MOST_SHUFFLED = 3000
+MOST_SHUFFLED = 1000
 """Shuffled batches kept of each set: more would only make the file larger."""
 SHUFFLED_BITS = 6
 """Bits of mantissa that are kept of a shuffled batch's values; of all others 10."""

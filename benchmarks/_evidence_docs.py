@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -41,8 +41,8 @@ def _lines(raw: Mapping[str, Any]) -> Iterator[str]:
         for model, kind in product(models, KINDS):
             chosen = [row for row in rows if (row["source"], row["model"], row["kind"]) == (source, model, kind)]
             if chosen:
-                title = "tokens alone" if kind == "tokens" else _activations(chosen)
-                yield from _table(chosen, title if len(models) == 1 else f"{model}, {title}")
+                title = kind if len(models) == 1 else f"{model}, {kind}"
+                yield from _table(chosen, title) if kind == "tokens" else _table_by_bytes(chosen, title)
     yield from _configurations(raw["configurations"])
     yield from _package(raw["package"])
     yield from _stacks(raw)
@@ -55,16 +55,33 @@ def _table(rows: list[dict[str, Any]], title: str) -> Iterator[str]:
     yield "|---" * (len(budgets) + 1) + "|"
     for deviation in dict.fromkeys(row["deviation"] for row in rows):
         own = {row["budget"]: row for row in rows if row["deviation"] == deviation}
-        label = deviation + (" (simulated)" if next(iter(own.values()))["simulated"] else "")
-        yield f"| {label} | " + " | ".join(_cell(own.get(budget)) for budget in budgets) + " |"
+        certain = min((budget for budget, row in own.items() if row["certain"]), default=budgets[-1])
+        missing = {budget: "too small" for budget in budgets if min(own) < budget < certain}
+        cells = (_cell(own[budget]) if budget in own else missing.get(budget, "") for budget in budgets)
+        yield f"| {_label(own.values())} | " + " | ".join(cells) + " |"
     yield ""
 
 
-def _activations(rows: list[dict[str, Any]]) -> str:
-    """What the fingerprints of these rows cost: theirs are named by coordinates, of two bits each."""
-    sizes = {_bytes(row["ours"]) for row in rows}
-    between = f"{min(sizes)}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
-    return f"activations (fingerprints of {between} bytes a token)"
+def _table_by_bytes(rows: list[dict[str, Any]], title: str) -> Iterator[str]:
+    limits = sorted({row["bytes"] for row in rows})
+    sizes = " | ".join(f"{limit} bytes" for limit in limits)
+    yield f"| {title}: AUC, ours / closest peer, each within | {sizes} |"
+    yield "|---" * (len(limits) + 1) + "|"
+    for deviation, budget in dict.fromkeys((row["deviation"], row["budget"]) for row in rows):
+        own = {row["bytes"]: row for row in rows if (row["deviation"], row["budget"]) == (deviation, budget)}
+        tokens = f"{budget} token" + ("s" if budget > 1 else "")
+        yield (
+            f"| {_label(own.values())}, {tokens} | "
+            + " | ".join(_cell(own[limit]) if limit in own else "" for limit in limits)
+            + " |"
+        )
+    yield ""
+
+
+def _label(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The deviation of these rows."""
+    first = next(iter(rows))
+    return str(first["deviation"]) + (" (simulated)" if first["simulated"] else "")
 
 
 def _bytes(name: str) -> int:
@@ -89,9 +106,7 @@ def _configurations(found: list[dict[str, Any]]) -> Iterator[str]:
         yield ""
 
 
-def _cell(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "too small"
+def _cell(row: Mapping[str, Any]) -> str:
     ours, peer = row["auc"][row["ours"]], row["auc"][row["closest_peer"]]
     return f"{_auc(ours)} / {_auc(peer)} {MARKS[row['status']]}"
 

@@ -43,7 +43,7 @@ class Cell:
 
 def figures_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """All figures of one machine's scores."""
-    cells = list(_cells(arrays, about))
+    cells = list(cells_of(arrays, about))
     ours = [cell for method, cell in cells if method == "ours"]
     theirs = [cell for method, cell in cells if method == "toploc"]
     names = about["deviations"]
@@ -84,7 +84,8 @@ def figures_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str,
     return {**found, "targets": "too small" if found["too_small"] else _targets(found)}
 
 
-def _cells(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
+def cells_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
+    """Every configuration of every method, which is named first, at each number of tokens against each deviation."""
     starts = [0, *arrays["ends"].tolist()]
     for key, start, end in zip(about["cells"], starts, starts[1:], strict=False):
         method, name, tokens, size, config = key.split("|")

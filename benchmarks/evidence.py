@@ -5,8 +5,9 @@
     python benchmarks/evidence.py --write-docs        write the tables of docs/results.md
 
 Rows come from the experiments that were run (experiments/results/*/scores.npz, made by experiments/run.py) and from the
-H200's sequences (results/decisions.npz, made by benchmarks/decisions.py: vLLM 0.24, tb24m, 300 tokens a sequence). Both
-hold every detector's value of every sequence, on the same evidence. What a row says is in experiments/tables.py.
+H200's sequences of tb24m: results/decisions.npz (made by benchmarks/decisions.py: vLLM 0.24, 300 tokens a sequence) and
+for activations results/fingerprints_h200.npz (benchmarks/fingerprints.py). All hold every detector's value of every
+sequence, on the same evidence. What a row says is in experiments/tables.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,26 @@ import _results
 from _decision_pauc import judged, partial_auc
 from _decision_scores import EDGES
 from _evidence_docs import END, START, block
+from _fingerprint_figures import Cell, cells_of
+from _fingerprint_scores import TOKENS
 from veridifr.stats import clopper_pearson, permutation_test, permutations_for
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 import peer_package  # noqa: E402  (they lie beside the package)
 import run  # noqa: E402
+import scores  # noqa: E402
 import tables  # noqa: E402
 
 RESULTS = _results.RESULTS / "evidence.json"
 DOCS = ROOT / "docs" / "results.md"
 DECISIONS = _results.RESULTS / "decisions.npz"
+FINGERPRINTS = _results.RESULTS / "fingerprints.json"
 EXPERIMENTS = ROOT / "experiments" / "results"
 NAMES = ("likelihood", "mean_clipped_margin", "finite_clipped_margin", "paper_likelihood", "match_rate",
     "cross_entropy", "rank")  # fmt: skip
 HONEST = ("honest.v1", "honest.v2", "more.v1", "more.v2")
-BUDGETS = (30, 100, 300, 600, 1200)
+BUDGETS = (30, 75, 150, 300, 600, 1200)
 MOST = 3000
 """Honest batches of a row at most: more would only take longer."""
 H200 = {
@@ -55,6 +61,15 @@ H200 = {
     "held.top_p0.9": ("top-p 0.9", False),
 }
 """Set: what it is, and whether its kernels are simulated by rounded weights."""
+FINGERPRINTED = {
+    "int4": ("int4 weights", True),
+    "int8": ("int8 weights", True),
+    "fp8": ("fp8 weights", True),
+    "kv_fp8": ("fp8 key-value cache", True),
+    "low_rank": ("low-rank change of 1 %", False),
+    "tb7m": ("a smaller model (7 M for 24 M)", False),
+}
+"""The same for the H200's hidden states, which are of transformers."""
 SHOWN = 2
 """Tokens at which our fingerprints are compared with each other."""
 ALPHA = 0.01
@@ -86,7 +101,15 @@ def main() -> int:
 def collected() -> dict[str, Any]:
     """Everything that figures and tables are made of."""
     files = {"h200": DECISIONS, **{path.parent.name: path for path in sorted(EXPERIMENTS.glob("*/scores.npz"))}}
-    raw: dict[str, Any] = {"sources": {}, "rows": [], "honest": {}, "stacks": {}, "package": {}, "configurations": []}
+    raw: dict[str, Any] = {
+        "sources": {},
+        "rows": [],
+        "beyond": 0,
+        "honest": {},
+        "stacks": {},
+        "package": {},
+        "configurations": [],
+    }
     for name, path in files.items():
         raw["sources"][name] = _results.digest(path)
         if name == "h200":
@@ -96,7 +119,8 @@ def collected() -> dict[str, Any]:
         if json.loads(json.dumps(found)) != document["figures"]:
             raise SystemExit(f"{path.parent}: table.json does not follow from scores.npz")
         raw["rows"] += [{"source": name, **_compared(row)} for row in found["rows"]]
-        raw["configurations"] += _configurations(name, found["rows"])
+        raw["beyond"] += found["beyond"]
+        raw["configurations"] += _configurations(name, found["fingerprints"])
         raw["stacks"][name] = document["raw"]["stacks"]
         installed = path.parent / f"{peer_package.NAME}.json"
         if installed.exists():
@@ -107,7 +131,9 @@ def collected() -> dict[str, Any]:
             raw["honest"][name if len(found["honest"]) == 1 else f"{name}/{model}"] = _rate(stacks)
     with np.load(DECISIONS, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files if key.endswith(("/scores", "/fit"))}
-    raw["rows"] += list(_h200_rows(arrays))
+    rows, beyond = _h200_rows(arrays)
+    raw["rows"] += rows + list(_fingerprint_rows(raw["sources"]))
+    raw["beyond"] += beyond
     raw["honest"]["h200"] = _rate([judged(arrays, name)[:, EDGES.index(300), 0] for name in HONEST])
     raw["int8"] = _int8(arrays)
     return raw
@@ -126,6 +152,7 @@ def figures_of(raw: dict[str, Any]) -> dict[str, Any]:
         "share_ahead": count["ahead"] / len(rows),
         "share_ahead_of_undecided": count["ahead"] / max(1, len(rows) - sum(map(_saturated, rows))),
         "rows_saturated": sum(map(_saturated, rows)),
+        "rows_beyond": raw["beyond"],
         "false_positive_rate_pooled": rejected / audits,
         "false_positive_interval": list(clopper_pearson(rejected, audits, 0.999)),
         "alpha": ALPHA,
@@ -143,21 +170,62 @@ def figures_of(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _saturated(row: dict[str, Any]) -> bool:
     """Whether both are certain, or both blind: no detector can be ahead."""
-    pair = row["auc"][row["ours"]], row["auc"][row["closest_peer"]]
-    return min(pair) >= tables.SURE or max(pair) <= tables.CHANCE
+    return bool(row["certain"]) or max(row["auc"].values()) <= tables.CHANCE
 
 
-def _h200_rows(arrays: dict[str, Any]) -> Any:
+def _h200_rows(arrays: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """Rows of tokens, and how many are left out as one of fewer tokens is certain."""
     honest = np.concatenate([judged(arrays, name) for name in HONEST])
     honest = honest[np.random.default_rng(0).permutation(len(honest))]
+    rows, beyond = [], 0
     for name, (deviation, simulated) in H200.items():
         theirs = judged(arrays, name)
+        found = []
         for budget in BUDGETS:
             pair = [tables.batches(part, EDGES, budget) for part in (honest, theirs)]
             assert pair[0] is not None and pair[1] is not None
             row = tables.row(deviation, "tokens", budget, NAMES, pair[0][:MOST], pair[1])
             assert row is not None
-            yield {"source": "h200", "model": "tb24m", "simulated": simulated, **_compared(row)}
+            found.append({"source": "h200", "model": "tb24m", "simulated": simulated, **_compared(row)})
+        kept, more = tables.ladder(found)
+        rows += kept
+        beyond += more
+    return rows, beyond
+
+
+def _fingerprint_rows(sources: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Rows of the H200's hidden states. Their scores are kept as counts, so that each detector's batches are redrawn by
+    themselves: intervals are wider than of pairs."""
+    about = _results.read(FINGERPRINTS)["raw"]["h200"]
+    sources["h200/activations"] = about["sha256"]
+    with np.load(
+        _results.unchanged(FINGERPRINTS.with_name(about["scores"]), about["sha256"]), allow_pickle=False
+    ) as file:
+        every = list(cells_of({key: file[key] for key in file.files}, about))
+    for name, (deviation, simulated) in FINGERPRINTED.items():
+        ranked = sorted((pair for pair in every if pair[1].deviation == name), key=lambda pair: -pair[1].auc)
+
+        def judge(place: int, limit: int, ranked: Any = ranked, deviation: str = deviation) -> dict[str, Any]:
+            most, size = TOKENS[place], scores.PROOF_BYTES[limit]
+            affordable = [pair for pair in ranked if pair[1].tokens <= most and pair[1].size <= size]
+            best = next(cell for method, cell in affordable if method == "ours")
+            compared = [best, *[cell for method, cell in affordable if method == "toploc"][: run.PEERS]]
+            labels = [f"{cell.config}, {cell.tokens} tokens" for cell in compared]
+            drawn = np.column_stack([_redrawn(cell) for cell in compared])
+            count = tuple(int(total) for total in best.counts.sum(axis=0))
+            found = np.array([cell.auc for cell in compared])
+            return _compared(tables.compared(deviation, "activations", most, labels, count, found, drawn))  # type: ignore[arg-type]  # two
+
+        for row in tables.grid(TOKENS, scores.PROOF_BYTES, judge):
+            yield {"source": "h200", "model": "tb24m", "simulated": simulated, **row}
+
+
+def _redrawn(cell: Cell) -> Any:
+    """AUC of batches redrawn, from counts [levels, 2] of honest and deviating ones."""
+    rng = np.random.default_rng(0)
+    honest, theirs = (rng.multinomial(c.sum(), c / c.sum(), tables.REDRAWS) for c in cell.counts.T.astype(np.int64))
+    below = np.cumsum(honest, axis=1) - honest
+    return (theirs * (below + honest / 2)).sum(axis=1) / (honest[0].sum() * theirs[0].sum())
 
 
 def _compared(row: dict[str, Any]) -> dict[str, Any]:
@@ -165,13 +233,13 @@ def _compared(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "auc": {name: row["auc"][name] for name in (row["ours"], row["closest_peer"])}}
 
 
-def _configurations(source: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _configurations(source: str, fingerprints: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What each of our fingerprints finds by itself, at `SHOWN` tokens, where they differ."""
     found = []
-    for row in rows:
-        own = {name: value for name, value in row["auc"].items() if name.startswith("fingerprint")}
-        if row["budget"] == SHOWN and len(own) > 1 and min(own.values()) < tables.SURE and row["kind"] == "activations":
-            found.append({"source": source, "model": row["model"], "deviation": row["deviation"], "auc": own})
+    for one in fingerprints:
+        auc = one["auc"][str(SHOWN)]
+        if len(auc) > 1 and min(auc.values()) < tables.SURE:
+            found.append({"source": source, "model": one["model"], "deviation": one["deviation"], "auc": auc})
     return found
 
 

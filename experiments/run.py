@@ -40,6 +40,8 @@ import _results
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+PEERS = 8
+"""Of a peer's many configurations in a row of activations, the best that ours is compared with."""
 SERVING = 0.65
 """Share of a time limit after which no provider is waited for any more: what was served is judged in the rest."""
 
@@ -214,31 +216,25 @@ def _token_rows(
 def _activation_rows(
     experiment: specs.Experiment, deviation: str, honest: tables.Floats, theirs: tables.Floats
 ) -> list[dict[str, Any]]:
-    """For so many tokens and so many bytes, the best that ours and each peer can do with at most both: bytes may be
-    spent on all the tokens, or on fewer of them. What is certain with less of both needs no row, and cannot change; nor
-    does a comparison that is the same as one of less."""
+    """For so many tokens and so many bytes; bytes may be spent on all the tokens, or on fewer of them."""
     names, own = scores.activation_detectors(experiment), len(experiment.fingerprints)
-    found: list[dict[str, Any]] = []
-    sure: list[tuple[int, int]] = []
-    compared: set[tuple[str, ...]] = set()
-    for last, place, affordable in tables.cells(scores.activation_bytes(experiment), scores.PROOF_BYTES):
-        if any(tokens <= last and size <= place for tokens, size in sure):
-            continue
-        affordable.sort(key=lambda item: item[1] >= own)  # ours first
-        at, column = np.array(affordable).T
-        labels = [f"{names[c]}, {experiment.activation_budgets[n]} tokens" for n, c in affordable]
-        budget = experiment.activation_budgets[last]
-        count = int((column < own).sum())
-        row = tables.row(deviation, "activations", budget, labels, honest[:, at, column], theirs[:, at, column], count)
+    tokens, costs_NC = experiment.activation_budgets, scores.activation_bytes(experiment)
+    areas_NC = np.array([
+        [tables.auc(honest[:, n, c], theirs[:, n, c]) for c in range(len(names))] for n in range(len(tokens))
+    ])  # fmt: skip
+
+    def judge(place: int, limit: int) -> dict[str, Any] | None:
+        affordable = np.argwhere(costs_NC[: place + 1] <= scores.PROOF_BYTES[limit])
+        ranked = sorted(affordable, key=lambda item: -areas_NC[tuple(item)])
+        best = [next(item for item in ranked if item[1] < own), *[item for item in ranked if item[1] >= own][:PEERS]]
+        labels = [f"{names[c]}, {tokens[n]} tokens" for n, c in best]
+        at, column = np.transpose(best)
+        row = tables.row(deviation, "activations", tokens[place], labels, honest[:, at, column], theirs[:, at, column])
         if row is None:
-            continue
-        best = (row["ours"], row["closest_peer"])
-        if best not in compared:
-            found.append({**row, "auc": {name: row["auc"][name] for name in best}, "bytes": scores.PROOF_BYTES[place]})
-        compared.add(best)
-        if row["certain"]:
-            sure.append((last, place))
-    return found
+            return None
+        return {**row, "auc": {name: row["auc"][name] for name in (row["ours"], row["closest_peer"])}}
+
+    return tables.grid(tokens, scores.PROOF_BYTES, judge)
 
 
 def _fingerprints(

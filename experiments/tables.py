@@ -11,7 +11,8 @@ peer's are both certain: what follows tells nothing between them, and is no row 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -88,16 +89,26 @@ def row(
 ) -> dict[str, Any] | None:
     """One row of the table; None where there are too few batches. The first `own` names are configurations of our
     detector, of which the best is compared: so is each peer, at its best."""
-    if min(len(honest), len(deviating)) < FEWEST:
-        return None
-    found, drawn = interval(honest, deviating)
+    count = (len(honest), len(deviating))
+    return (
+        None
+        if min(count) < FEWEST
+        else compared(deviation, kind, budget, names, count, *interval(honest, deviating), own)
+    )
+
+
+def compared(
+    deviation: str, kind: str, budget: int, names: Sequence[str], count: tuple[int, int], found: Floats, drawn: Floats,
+    own: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """A row from the AUC of every detector and its redraws, as `interval` gives them, of `count` batches."""
     ours = int(np.argmax(found[:own]))
     judged = status(found, drawn, ours, peers_of(names, own))
     return {
         "deviation": deviation,
         "kind": kind,
         "budget": budget,
-        "batches": [len(honest), len(deviating)],
+        "batches": list(count),
         "auc": {name: round(float(value), 6) for name, value in zip(names, found, strict=True)},
         "interval": [round(float(value), 6) for value in np.quantile(drawn[:, ours], [0.025, 0.975])],
         "ours": names[ours],
@@ -115,12 +126,28 @@ def ladder(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
     return kept, len(rows) - len(kept)
 
 
-def cells(costs_NC: npt.NDArray[np.int64], limits: Sequence[int]) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
-    """For each of N token budgets and each limit in bytes: their places, and what can be had for both, as places of a
-    smaller or equal number of tokens and of a detector that costs `costs_NC` bytes there."""
-    for last in range(len(costs_NC)):
-        for place, limit in enumerate(limits):
-            yield last, place, [(int(n), int(c)) for n, c in np.argwhere(costs_NC[: last + 1] <= limit)]
+def grid(
+    tokens: Sequence[int], limits: Sequence[int], judge: Callable[[int, int], dict[str, Any] | None]
+) -> list[dict[str, Any]]:
+    """Rows for so many tokens and so many bytes: `judge(n, b)` compares the best that ours and each peer can do with at
+    most `tokens[n]` and `limits[b]`. What is certain with less of both cannot change and is no row, nor is one that
+    shows the same two values as another before it, unless ours is behind."""
+    found: list[dict[str, Any]] = []
+    certain: list[tuple[int, int]] = []
+    shown: set[tuple[float, ...]] = set()
+    for place, limit in product(range(len(tokens)), range(len(limits))):
+        if any(few <= place and small <= limit for few, small in certain):
+            continue
+        row = judge(place, limit)
+        if row is None:
+            continue
+        values = tuple(round(row["auc"][row[name]], 3) for name in ("ours", "closest_peer"))
+        if values not in shown or row["status"] == "behind":
+            found.append({**row, "budget": tokens[place], "bytes": limits[limit]})
+        shown.add(values)
+        if row["certain"]:
+            certain.append((place, limit))
+    return found
 
 
 def peers_of(names: Sequence[str], own: int = 1) -> list[int]:

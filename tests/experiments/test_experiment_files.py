@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import scores
 import spec as specs
 
 FOLDER = Path(specs.__file__).parent
@@ -44,6 +45,27 @@ def test_prompts_are_shared_by_deviating_providers_only() -> None:
     used = [range(found.prompts)[found.slice_of(one)] for one in found.providers]
     assert [len(part) for part in used] == [7, 7, 4]
     assert sorted(n for part in used for n in part) == list(range(found.prompts))
+
+
+def test_fewer_of_each_honest_provider_may_be_judged() -> None:
+    found = specs.parse(TEXT.replace("judged = 4", "judged = 4\njudged_honest = 2"))
+    used = [range(found.prompts)[found.slice_of(one)] for one in found.providers]
+    assert [len(part) for part in used] == [5, 5, 4]
+    assert sorted(n for part in used for n in part) == list(range(found.prompts))
+    assert [found.states_of(one) for one in found.providers] == [5, 5, 4]
+
+
+def test_a_deviation_that_comes_later_is_judged_from_there() -> None:
+    assert specs.Provider(name="s", inside="second", period=7).begins == 7
+    assert specs.Provider(name="u", inside="uniform", period=7).begins == 1
+
+
+def test_what_activations_cost() -> None:
+    """4 bytes a token for 16 coordinates of two bits, and 2 + 2 k for a proof, whatever the tokens."""
+    found = specs.parse(TEXT.replace("judged = 4", "judged = 4\nactivation_budgets = [1, 8]\nwider = [[4, -4]]"))
+    names, costs = scores.activation_detectors(found), scores.activation_bytes(found)
+    assert [row[: len(found.fingerprints)].tolist() for row in costs] == [[4, 1], [32, 8]]
+    assert dict(zip(names, costs[1].tolist(), strict=True))["toploc mean 64"] == 130
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -81,3 +83,58 @@ def test_batches_are_disjoint_sums() -> None:
 def test_too_few_batches_are_no_row() -> None:
     honest, deviating = columns(1.0, 0.0, tables.FEWEST - 1)
     assert tables.row("d", "tokens", 10, ("likelihood", "rank"), honest, deviating) is None
+
+
+def made(budget: int, ours: float, peer: float, status: str = "tied") -> dict[str, Any]:
+    auc = {"likelihood": ours, "rank": peer}
+    sure = min(ours, peer) >= tables.SURE
+    return {
+        "budget": budget,
+        "auc": auc,
+        "ours": "likelihood",
+        "closest_peer": "rank",
+        "status": status,
+        "certain": sure,
+    }
+
+
+def test_certain_is_ours_and_any_peer() -> None:
+    rng = np.random.default_rng(4)
+    honest, deviating = rng.normal(size=(300, 3)), rng.normal(size=(300, 3))
+    deviating[:, :2] += 20.0
+    for columns, certain in (([0, 1, 2], True), ([0, 2], False), ([2, 1], False)):
+        names = ("likelihood", "rank", "match_rate")[: len(columns)]
+        row = tables.row("d", "tokens", 10, names, honest[:, columns], deviating[:, columns])
+        assert row is not None
+        assert row["certain"] is certain
+
+
+def test_a_ladder_ends_with_the_first_that_is_certain() -> None:
+    rows = [made(8, 0.9, 0.8), made(16, 1.0, 0.9995), made(32, 1.0, 0.998), made(64, 1.0, 1.0)]
+    assert tables.ladder(rows) == (rows[:2], 2)
+    assert tables.ladder(rows[:1]) == (rows[:1], 0)
+    behind = made(64, 0.9, 1.0, "behind")
+    assert tables.ladder([*rows[:3], behind]) == ([*rows[:2], behind], 1)
+
+
+def test_a_grid_leaves_out_what_cannot_tell_more() -> None:
+    auc = {
+        (0, 0): (0.9, 0.8), (0, 1): (1.0, 0.9995),  # certain: nothing to its right or below is asked for
+        (1, 0): (0.9004, 0.7996),                   # the same to three digits
+        (2, 0): (0.95, 0.8),
+    }  # fmt: skip
+    asked = []
+
+    def judge(place: int, limit: int) -> dict[str, Any]:
+        asked.append((place, limit))
+        return made(0, *auc[place, limit])
+
+    rows = tables.grid((1, 2, 8), (10, 34), judge)
+    assert asked == list(auc)
+    assert [(row["budget"], row["bytes"]) for row in rows] == [(1, 10), (1, 34), (8, 10)]
+
+
+def test_a_grid_shows_every_row_that_is_behind() -> None:
+    rows = tables.grid((1, 2), (10,), lambda place, _: made(0, 0.8, 0.9, "behind" if place else "tied"))
+    assert [row["budget"] for row in rows] == [1, 2]
+    assert tables.grid((1, 2), (10,), lambda *_: None) == []

@@ -17,6 +17,7 @@ from veridifr.fingerprints import (
     fit_scale,
     project,
     ratios,
+    score,
     to_codes,
     to_intervals,
 )
@@ -255,3 +256,34 @@ def test_a_scale_is_fitted_to_all_the_runs_that_follow_each_other() -> None:
     assert part.spread == whole.spread >= 0.5
     scaled = fit_scale(intervals, project(own, MAIN.seed, MAIN.k), np.full(800, 0.5), most=400)
     assert scaled.sigma == pytest.approx(2 * part.sigma, rel=0.1)
+
+
+def test_steps_of_a_pattern_have_their_own_periods() -> None:
+    """One table, in periods, serves all of them: each coordinate against the normal distribution's repeats."""
+    spec = FingerprintSpec(seed=3, hidden_size=SIZE, k=2, encoding="wrapped2", step_log2=(-4,), pattern_log2=(0, 3))
+    own = np.array([[0.31, -0.9], [0.02, 1.7]])
+    intervals = to_intervals(spec, 0, to_codes(spec, 0, own))
+    theirs = own + 0.05
+    found = log_likelihood(intervals, theirs, ErrorScale(sigma=0.07, spread=0.0, epsilon=1e-12))
+    chances = np.ones(2)
+    for column, step in enumerate((2**-4, 2**-1)):
+        low = np.floor(own[:, column] / step) * step
+        repeats = low[:, None] + 4 * step * np.arange(-60, 61)
+        chances *= (
+            norm.cdf(repeats + step, theirs[:, [column]], 0.07) - norm.cdf(repeats, theirs[:, [column]], 0.07)
+        ).sum(1)
+    assert np.exp(found) == pytest.approx(chances, rel=1e-4)
+
+
+def test_many_coordinates_need_fewer_entries_to_be_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    own = hidden_of(14, 1500)
+    theirs = own + rng.normal(size=own.shape) * 0.02 * np.exp(rng.normal(size=(1500, 1)) * 0.4)
+    spec = FingerprintSpec(seed=3, hidden_size=SIZE, k=SIZE, encoding="wrapped2", step_log2=(-5,))
+    intervals = to_intervals(spec, 0, to_codes(spec, 0, project(theirs, 3, SIZE)))
+    found = fit_scale(intervals, project(own, 3, SIZE))
+    monkeypatch.setattr(score, "_SEARCHED", 1500 * SIZE)
+    every = fit_scale(intervals, project(own, 3, SIZE))
+    assert (found.sigma, found.spread) == (pytest.approx(every.sigma, rel=0.1), every.spread)
+    assert found.sigma == pytest.approx(0.02, rel=0.1)
+    assert found.shares == pytest.approx(every.shares, abs=0.02)
