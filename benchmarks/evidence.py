@@ -44,7 +44,7 @@ EXPERIMENTS = ROOT / "experiments" / "results"
 NAMES = ("likelihood", "mean_clipped_margin", "finite_clipped_margin", "paper_likelihood", "match_rate",
     "cross_entropy", "rank")  # fmt: skip
 HONEST = ("honest.v1", "honest.v2", "more.v1", "more.v2")
-BUDGETS = (30, 75, 150, 300, 600, 1200)
+BUDGETS = (*EDGES, 600, 1200)
 MOST = 3000
 """Honest batches of a row at most: more would only take longer."""
 H200 = {

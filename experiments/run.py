@@ -126,25 +126,26 @@ def one_model(run: Run, model: str) -> dict[str, Any]:
     (folder / "experiment.toml").write_text(run.args.experiment.read_text())
     serve(run, model, folder)
     with ThreadPoolExecutor(1 + len(run.experiment.stacks)) as pool:
-        replays = [pool.submit(_stack, run, model, folder, dtype) for dtype in run.experiment.stacks]
-        judge(run, model, folder)
+        replays = [pool.submit(_stack, run, model, folder, name) for name in run.experiment.stacks]
+        if run.experiment.deviating:
+            judge(run, model, folder)
     card = run.experiment.models[model] / "card.json"
     complete = all(replay.result() for replay in replays)
     return {
-        "fitted": json.loads((folder / "fitted.json").read_text()),
+        "fitted": json.loads((folder / "fitted.json").read_text()) if run.experiment.deviating else {},
         "stacks": stacks.table(run.experiment, folder) if complete and replays else {},
         "engine": json.loads((folder / "engine.json").read_text()),
         "card": json.loads(card.read_text()) if card.exists() else {},
     }
 
 
-def _stack(run: Run, model: str, folder: Path, dtype: str) -> bool:
-    """Replay honest providers with one more reference; whether that went well."""
+def _stack(run: Run, model: str, folder: Path, reference: str) -> bool:
+    """Replay honest providers with one of the references of the table of stacks; whether that went well."""
     try:
         with run.slots["judge.py"]:
-            stacks.run(model, folder, dtype, run.left())
+            stacks.run(model, folder, reference, run.left())
     except (subprocess.SubprocessError, OSError) as error:
-        _fail(run, model, f"stacks {dtype}", f"stacks: {model}: {error}")
+        _fail(run, model, f"stacks {reference}", f"stacks: {model}: {error}")
         return False
     return True
 
@@ -161,7 +162,8 @@ def write(run: Run, done: dict[str, dict[str, Any]]) -> None:
     out = run.args.results / run.experiment.name
     out.mkdir(parents=True, exist_ok=True)
     # With sequences as the fastest axis the values of one detector stand together, and compress far better.
-    write_arrays(out / "scores.npz", {name: np.asfortranarray(values) for name, values in arrays.items()})
+    if arrays:
+        write_arrays(out / "scores.npz", {name: np.asfortranarray(values) for name, values in arrays.items()})
     raw = {
         "experiment": run.args.experiment.read_text(),
         **{key: {model: one[key] for model, one in done.items()} for key in ("fitted", "stacks", "engine", "card")},
@@ -179,9 +181,11 @@ def table(raw: dict[str, Any], path: Path) -> dict[str, Any]:
     """The rows, from a results file's raw part and the values of every sequence; how many were left out as others of
     fewer tokens are certain; and what each of our fingerprints finds by itself."""
     experiment = specs.parse(raw["experiment"])
+    rows, beyond, fingerprints = [], 0, []
+    if not experiment.deviating:
+        return {"rows": rows, "beyond": beyond, "fingerprints": fingerprints, "honest": {}}
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
-    rows, beyond, fingerprints = [], 0, []
     for model in raw["fitted"]:
         honest = [f"{model}/{one.name}" for one in experiment.honest]
         for provider in experiment.deviating:

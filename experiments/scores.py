@@ -95,18 +95,21 @@ class Replayed:
     sensitivity_F: npt.NDArray[np.float32] | None
 
 
-def reference_of(path: Path, dtype: str = "float32") -> Reference:
+def reference_of(path: Path, dtype: str = "float32", attention: str | None = None) -> Reference:
     """The verifier's model."""
     settings = ReferenceSettings(dtype=dtype)
-    if "num_experts" not in json.loads((path / "config.json").read_text()):
+    experts = "num_experts" in json.loads((path / "config.json").read_text())
+    if not experts and attention is None:
         return load_reference(f"hf:{path}", settings)
     import torch
     from transformers import AutoModelForCausalLM
 
     from veridifr.references.hf import HfReference
 
-    model = AutoModelForCausalLM.from_pretrained(  # grouped products are made for bfloat16: each expert by itself
-        path, dtype=getattr(torch, dtype), experts_implementation="eager", local_files_only=True
+    # grouped products are made for bfloat16: each expert by itself
+    options = {"experts_implementation": "eager"} if experts else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), attn_implementation=attention or "sdpa", local_files_only=True, **options
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return HfReference.from_model(model.to(device), settings=settings)

@@ -17,6 +17,7 @@ from typing import Any
 ONLINE = {"fp8_per_channel": "fp8_per_channel", "fp8_per_tensor": "fp8"}
 """Weights that the engine quantizes as it loads them, and activations with them; vLLM's name of the method."""
 WEIGHTS = ("int3", "int4", "int4_packed", "int8", "fp8", *ONLINE, "nf4", "low_rank", "pruned")
+DTYPES = ("float32", "bfloat16", "float16")
 KV_CACHES = ("auto", "fp8")
 SEEDS = ("claimed", "next", "none")
 INSIDE = ("uniform", "second", "watermark")
@@ -138,7 +139,8 @@ class Experiment:
     prompt_lengths: tuple[int, int] = (16, 48)
     seed: int = 1
     stacks: tuple[str, ...] = ()
-    """Dtypes of transformers references that every honest provider is replayed with, for the table of stacks."""
+    """Transformers references that every honest provider is replayed with, for the table of stacks: a dtype, and behind
+    it the implementation of attention (sdpa, if none). An experiment that has honest providers alone is that table."""
     stack_sequences: int = 48
 
     @property
@@ -171,7 +173,8 @@ class Experiment:
         judged = self.judged_of(provider)
         if self.activation_sequences is not None:
             judged = min(judged, self.activation_sequences)
-        return (judged + (self.fit if provider.honest else 0)) if provider.keeps_activations else 0
+        kept = provider.keeps_activations and self.deviating
+        return judged + (self.fit if provider.honest else 0) if kept else 0
 
     @property
     def prompts(self) -> int:
@@ -194,6 +197,9 @@ def parse(text: str) -> Experiment:
     found = Experiment(**_known(Experiment, {**fields, "models": models, "providers": providers}, "experiment"))
     if len({one.name for one in providers}) != len(providers):
         raise ValueError("providers: two providers have the same name")
+    unknown = [word for word in found.stacks if word.split()[0] not in DTYPES or len(word.split()) > 2]
+    if unknown:
+        raise ValueError(f"stacks: got {unknown[0]!r}, expected one of {', '.join(DTYPES)}, and an attention behind it")
     if not found.honest or found.edges[-1] != found.tokens:
         raise ValueError("experiment: expected an honest provider, and the last of edges to be tokens")
     return found

@@ -22,27 +22,32 @@ from veridifr.rng import compiled
 HERE = Path(__file__).resolve().parent
 
 
-def run(model: str, folder: Path, dtype: str, seconds: float | None = None) -> None:
-    """Replay with a reference of one dtype, in a process of its own, which may take `seconds`."""
-    out = folder / f"stacks.{dtype}.json"
+def run(model: str, folder: Path, reference: str, seconds: float | None = None) -> None:
+    """Replay with one reference, named as in an experiment's `stacks`, in a process of its own, which may take
+    `seconds`."""
+    out = _file(folder, reference)
     if not out.exists():
-        words = [str(HERE / "stacks.py"), str(folder / "experiment.toml"), model, dtype, str(out)]
+        words = [str(HERE / "stacks.py"), str(folder / "experiment.toml"), model, reference, str(out)]
         subprocess.run([sys.executable, *words], check=True, timeout=seconds)
 
 
 def table(experiment: specs.Experiment, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """By honest provider and dtype of the reference: `exact_match`, `mean_margin` and `sigma`, both in logits."""
-    parts = {dtype: json.loads((folder / f"stacks.{dtype}.json").read_text()) for dtype in experiment.stacks}
+    """By honest provider and reference: `exact_match`, `mean_margin` and `sigma`, both in logits."""
+    parts = {name: json.loads(_file(folder, name).read_text()) for name in experiment.stacks}
     names = [one.name for one in experiment.honest if all(one.name in part for part in parts.values())]
-    return {name: {dtype: parts[dtype][name] for dtype in experiment.stacks} for name in names}
+    return {name: {reference: parts[reference][name] for reference in experiment.stacks} for name in names}
 
 
-def main(file: str, model: str, dtype: str, out: str) -> None:
+def _file(folder: Path, reference: str) -> Path:
+    return folder / f"stacks.{reference.replace(' ', '_')}.json"
+
+
+def main(file: str, model: str, name: str, out: str) -> None:
     """One reference, in a process of its own."""
     compiled.enable()
     experiment = specs.read(Path(file))
     path = experiment.models[model]
-    reference = scores.reference_of(path, dtype)
+    reference = scores.reference_of(path, *name.split())
     found: dict[str, Any] = {}
     for provider in experiment.honest:
         if not (Path(out).parent / f"{provider.file}.jsonl.gz").exists():
