@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
+from veridifr.likelihood import SIGMA_GRID
+
 START = "<!-- evidence: written by benchmarks/evidence.py -->\n"
 END = "<!-- end of evidence -->"
 SOURCES = {
@@ -13,6 +15,13 @@ SOURCES = {
     "gpu": "vLLM 0.24 on an H200, models of 101 M parameters and of 345 M (mixture of experts), 128 tokens a sequence",
     "cpu": "vLLM 0.32 and transformers on a CPU, tb7m (7 M parameters), 64 tokens a sequence",
     "small": "The reduced table of `make experiments-small`",
+}
+MACHINES = {
+    "gpu": "an H200",
+    "stacks_gpu": "an H200",
+    "cpu": "a CPU",
+    "stacks_cpu": "a CPU",
+    "small": "a CPU, by `make experiments-small`",
 }
 MARKS = {"ahead": "▲", "tied": "=", "behind": "▼"}
 KINDS = ("tokens", "activations")
@@ -96,7 +105,9 @@ def _configurations(found: list[dict[str, Any]]) -> Iterator[str]:
         names = list(rows[0]["auc"])
         yield f"### Fingerprints by what they cost: {model}, AUC at 2 tokens"
         yield ""
-        labels = (f"{_bytes(name)} bytes, step {name.split()[-1] if ' ' in name else '2^-4'}" for name in names)
+        steps = (name.split()[-1] if " " in name else "2^-4" for name in names)
+        sizes = (f"{size} byte" + ("s" if size > 1 else "") for size in map(_bytes, names))
+        labels = (f"{size}, step {step}" for size, step in zip(sizes, steps, strict=True))
         yield "| deviation | " + " | ".join(labels) + " |"
         yield "|---" * (len(names) + 1) + "|"
         for row in rows:
@@ -141,19 +152,24 @@ def _stacks(raw: Mapping[str, Any]) -> Iterator[str]:
     for source, models in raw["stacks"].items():
         for model, stacks in models.items():
             references = list(next(iter(stacks.values())))
-            yield f"### Honest stacks of {model} ({source})"
+            yield f"### Honest stacks of {model} on {MACHINES[source]}"
             yield ""
             yield "| tokens of | " + " | ".join(f"against {name}" for name in references) + " |"
             yield "|---" * (len(references) + 1) + "|"
             for name, found in stacks.items():
-                cells = [
-                    f"{found[r]['exact_match']:.2%}, {found[r]['mean_margin']:.5f}, {found[r]['sigma']:.4f}"
-                    for r in references
-                ]
-                yield f"| {name} | " + " | ".join(cells) + " |"
+                yield f"| {name} | " + " | ".join(_stack(found[reference]) for reference in references) + " |"
             yield ""
-            yield "Each cell: matching tokens, mean margin in logits, effective logit noise in logits."
+            yield (
+                "Each cell: matching tokens, mean margin in logits, effective logit noise in logits. References are of "
+                "transformers, of the model's whole output at once, with sdpa attention if none is named."
+            )
             yield ""
+
+
+def _stack(found: Mapping[str, float]) -> str:
+    """A cell; the smallest noise of the grid that it is fitted on is a bound."""
+    least = "at most " if found["sigma"] <= SIGMA_GRID[0] * 1.001 else ""
+    return f"{found['exact_match']:.2%}, {found['mean_margin']:.5f}, {least}{found['sigma']:.4f}"
 
 
 def _rates(raw: Mapping[str, Any]) -> Iterator[str]:

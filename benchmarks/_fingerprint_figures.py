@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from _decision_pauc import partial_auc
-from _fingerprint_scores import ENCODING_TOKENS, ENCODINGS, SPECS, TOKENS, area, label
+from _fingerprint_scores import ENCODING_TOKENS, ENCODINGS, SPECS, TOKENS, area, label, names_from
 from veridifr.stats import clopper_pearson
 
 TARGET = 0.999
@@ -43,7 +43,7 @@ class Cell:
 
 def figures_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """All figures of one machine's scores."""
-    cells = list(cells_of(arrays, about))
+    cells = list(cells_of(arrays))
     ours = [cell for method, cell in cells if method == "ours"]
     theirs = [cell for method, cell in cells if method == "toploc"]
     names = about["deviations"]
@@ -84,10 +84,10 @@ def figures_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str,
     return {**found, "targets": "too small" if found["too_small"] else _targets(found)}
 
 
-def cells_of(arrays: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
+def cells_of(arrays: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
     """Every configuration of every method, which is named first, at each number of tokens against each deviation."""
     starts = [0, *arrays["ends"].tolist()]
-    for key, start, end in zip(about["cells"], starts, starts[1:], strict=False):
+    for key, start, end in zip(names_from(arrays["names"]), starts, starts[1:], strict=False):
         method, name, tokens, size, config = key.split("|")
         counts = arrays["counts"][start:end].astype(np.int64)
         yield method, Cell(name, int(tokens), int(size), config, counts, area(counts))

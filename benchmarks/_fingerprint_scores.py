@@ -7,7 +7,7 @@ Everything but the main specification is kept as cells: honest and deviating sco
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,16 @@ def cell_bytes(spec: FingerprintSpec, every: int, tokens: int) -> int:
     """Payload bytes of one batch of `tokens` tokens."""
     entries = -(-tokens // every)
     return -(-entries * spec.k * spec.bits // 8) + (entries if spec.scaled else 0)
+
+
+def names_array(names: Sequence[str]) -> Any:
+    """Names of cells as the bytes of a text, a line each: they are thousands, and alike."""
+    return np.frombuffer("\n".join(names).encode(), dtype=np.uint8)
+
+
+def names_from(stored: Any) -> list[str]:
+    """What `names_array` stored."""
+    return bytes(stored).decode().split("\n")
 
 
 class Collected:
@@ -183,6 +193,7 @@ def kept(arrays: Arrays, calibrate: int, *, lean: bool) -> tuple[dict[str, Any],
         **_main(source, plain, plain=True),
         "counts": np.concatenate(counts).astype(np.uint16),
         "ends": np.cumsum([len(part) for part in counts]).astype(np.int32),
+        "names": names_array(list(cells)),
     }
     about = {
         "spec": label(MAIN),
@@ -200,7 +211,6 @@ def kept(arrays: Arrays, calibrate: int, *, lean: bool) -> tuple[dict[str, Any],
             for name in [*source.stacks, *source.identical, *source.deviations]
         },
         "lean": lean,
-        "cells": list(cells),
     }
     return found, about
 

@@ -131,6 +131,10 @@ def collected() -> dict[str, Any]:
             raw["honest"][name if len(found["honest"]) == 1 else f"{name}/{model}"] = _rate(stacks)
     with np.load(DECISIONS, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files if key.endswith(("/scores", "/fit"))}
+    for path in sorted(EXPERIMENTS.glob("*/table.json")):
+        if path.parent.name not in files:  # honest stacks alone
+            raw["sources"][path.parent.name] = _results.digest(path)
+            raw["stacks"][path.parent.name] = _results.read(path)["raw"]["stacks"]
     rows, beyond = _h200_rows(arrays)
     raw["rows"] += rows + list(_fingerprint_rows(raw["sources"]))
     raw["beyond"] += beyond
@@ -201,7 +205,7 @@ def _fingerprint_rows(sources: dict[str, str]) -> Iterator[dict[str, Any]]:
     with np.load(
         _results.unchanged(FINGERPRINTS.with_name(about["scores"]), about["sha256"]), allow_pickle=False
     ) as file:
-        every = list(cells_of({key: file[key] for key in file.files}, about))
+        every = list(cells_of(file))
     for name, (deviation, simulated) in FINGERPRINTED.items():
         ranked = sorted((pair for pair in every if pair[1].deviation == name), key=lambda pair: -pair[1].auc)
 
@@ -229,8 +233,11 @@ def _redrawn(cell: Cell) -> Any:
 
 
 def _compared(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the two detectors that it compares: the others' values follow from the same files."""
-    return {**row, "auc": {name: row["auc"][name] for name in (row["ours"], row["closest_peer"])}}
+    """A row with the two detectors that it compares: others' values, and the interval of ours alone, follow from the
+    same files."""
+    compared = {**row, "auc": {name: row["auc"][name] for name in (row["ours"], row["closest_peer"])}}
+    del compared["interval"]
+    return compared
 
 
 def _configurations(source: str, fingerprints: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -58,9 +58,9 @@ def main(file: str, model: str, name: str, out: str) -> None:
         usable = [item.usable_T for item in items]
         pairs = list(zip(items, usable, strict=True))
         found[provider.name] = {
-            "exact_match": float(np.concatenate([item.match_T[use] for item, use in pairs]).mean()),
-            "mean_margin": float(np.concatenate([item.margin_T[use] for item, use in pairs]).mean()),
-            "sigma": fit_statistic(items).sigma,
+            "exact_match": round(float(np.concatenate([item.match_T[use] for item, use in pairs]).mean()), 6),
+            "mean_margin": round(float(np.concatenate([item.margin_T[use] for item, use in pairs]).mean()), 8),
+            "sigma": round(fit_statistic(items).sigma, 6),
             "tokens": int(sum(use.sum() for use in usable)),
         }
     Path(out).write_text(json.dumps(found) + "\n")

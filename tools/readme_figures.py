@@ -64,7 +64,7 @@ def _beside_peers(found: dict[str, Any]) -> tuple[str, str]:
         "AUC beside every other detector's at its best, on the same evidence of real engines (deviation x model x "
         "budget; [rows](docs/results.md))",
         f"of {found['rows']} rows {found['rows_ahead']} are ahead, {found['rows_tied']} tied (in "
-        f"{found['rows_saturated']} rows both are certain, or both blind), {found['rows_behind']} behind",
+        f"{found['rows_saturated']} rows both are certain, or both blind), {found['rows_behind'] or 'none'} behind",
     )
 
 

@@ -36,7 +36,7 @@ weights = "int4"
 def test_every_experiment_can_be_read(file: str) -> None:
     found = specs.read(FOLDER / file)
     assert found.honest
-    assert found.deviating
+    assert found.deviating or found.stacks
     assert all(budget in found.edges or budget % found.tokens == 0 for budget in found.budgets)
 
 
@@ -53,6 +53,12 @@ def test_fewer_of_each_honest_provider_may_be_judged() -> None:
     assert [len(part) for part in used] == [5, 5, 4]
     assert sorted(n for part in used for n in part) == list(range(found.prompts))
     assert [found.states_of(one) for one in found.providers] == [5, 5, 4]
+
+
+def test_honest_stacks_alone_keep_no_hidden_states() -> None:
+    alone = specs.parse(TEXT[: TEXT.rindex("[[providers]]")])
+    assert (alone.deviating, alone.prompts) == ((), 18)
+    assert [alone.states_of(one) for one in alone.providers] == [0, 0]
 
 
 def test_a_deviation_that_comes_later_is_judged_from_there() -> None:
@@ -78,6 +84,8 @@ def test_what_activations_cost() -> None:
         (("edges = [10, 20]", "edges = [10]"), "the last of edges to be tokens"),
         (('weights = "int4"', 'seeds = "mine"'), "c: seeds: got 'mine'"),
         (('weights = "int4"', 'engine = "llama.cpp"'), "c: engine: got"),
+        (("judged = 4", 'judged = 4\nstacks = ["float8"]'), "stacks: got 'float8'"),
+        (("judged = 4", 'judged = 4\nstacks = ["float16 eager now"]'), "stacks: got 'float16 eager now'"),
     ],
 )
 def test_refusals(change: tuple[str, str], match: str) -> None:
