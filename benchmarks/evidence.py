@@ -118,7 +118,7 @@ def collected() -> dict[str, Any]:
         found = run.table(document["raw"], path)
         if json.loads(json.dumps(found)) != document["figures"]:
             raise SystemExit(f"{path.parent}: table.json does not follow from scores.npz")
-        raw["rows"] += [{"source": name, **_compared(row)} for row in found["rows"]]
+        raw["rows"] += [{"source": name, **_compared(row, "batches")} for row in found["rows"]]
         raw["beyond"] += found["beyond"]
         raw["configurations"] += _configurations(name, found["fingerprints"])
         raw["stacks"][name] = document["raw"]["stacks"]
@@ -205,7 +205,7 @@ def _fingerprint_rows(sources: dict[str, str]) -> Iterator[dict[str, Any]]:
     with np.load(
         _results.unchanged(FINGERPRINTS.with_name(about["scores"]), about["sha256"]), allow_pickle=False
     ) as file:
-        every = list(cells_of(file))
+        every = list(cells_of({key: file[key] for key in ("counts", "ends", "names")}))
     for name, (deviation, simulated) in FINGERPRINTED.items():
         ranked = sorted((pair for pair in every if pair[1].deviation == name), key=lambda pair: -pair[1].auc)
 
@@ -215,7 +215,7 @@ def _fingerprint_rows(sources: dict[str, str]) -> Iterator[dict[str, Any]]:
             best = next(cell for method, cell in affordable if method == "ours")
             compared = [best, *[cell for method, cell in affordable if method == "toploc"][: run.PEERS]]
             labels = [f"{cell.config}, {cell.tokens} tokens" for cell in compared]
-            drawn = np.column_stack([_redrawn(cell) for cell in compared])
+            drawn = np.column_stack([_redrawn(cell, seed) for seed, cell in enumerate(compared)])
             count = tuple(int(total) for total in best.counts.sum(axis=0))
             found = np.array([cell.auc for cell in compared])
             return _compared(tables.compared(deviation, "activations", most, labels, count, found, drawn))  # type: ignore[arg-type]  # two
@@ -224,20 +224,19 @@ def _fingerprint_rows(sources: dict[str, str]) -> Iterator[dict[str, Any]]:
             yield {"source": "h200", "model": "tb24m", "simulated": simulated, **row}
 
 
-def _redrawn(cell: Cell) -> Any:
+def _redrawn(cell: Cell, seed: int) -> Any:
     """AUC of batches redrawn, from counts [levels, 2] of honest and deviating ones."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     honest, theirs = (rng.multinomial(c.sum(), c / c.sum(), tables.REDRAWS) for c in cell.counts.T.astype(np.int64))
     below = np.cumsum(honest, axis=1) - honest
     return (theirs * (below + honest / 2)).sum(axis=1) / (honest[0].sum() * theirs[0].sum())
 
 
-def _compared(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the two detectors that it compares: others' values, and the interval of ours alone, follow from the
-    same files."""
-    compared = {**row, "auc": {name: row["auc"][name] for name in (row["ours"], row["closest_peer"])}}
-    del compared["interval"]
-    return compared
+def _compared(row: dict[str, Any], *left_out: str) -> dict[str, Any]:
+    """A row with the two detectors that it compares; what is left out of it follows from the same files, as the others'
+    values do."""
+    kept = {key: value for key, value in row.items() if key not in ("interval", *left_out)}
+    return {**kept, "auc": {name: row["auc"][name] for name in (row["ours"], row["closest_peer"])}}
 
 
 def _configurations(source: str, fingerprints: list[dict[str, Any]]) -> list[dict[str, Any]]:
