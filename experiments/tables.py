@@ -85,36 +85,32 @@ def batches(values_SED: Floats, edges: Sequence[int], budget: int) -> Floats | N
 
 
 def row(
-    deviation: str, kind: str, budget: int, names: Sequence[str], honest: Floats, deviating: Floats, own: int = 1
+    deviation: str, kind: str, budget: int, names: Sequence[str], honest: Floats, deviating: Floats
 ) -> dict[str, Any] | None:
-    """One row of the table; None where there are too few batches. The first `own` names are configurations of our
-    detector, of which the best is compared: so is each peer, at its best."""
+    """One row of the table; None where there are too few batches. The first name is our detector's."""
     count = (len(honest), len(deviating))
-    return (
-        None
-        if min(count) < FEWEST
-        else compared(deviation, kind, budget, names, count, *interval(honest, deviating), own)
-    )
+    if min(count) < FEWEST:
+        return None
+    return compared(deviation, kind, budget, names, count, *interval(honest, deviating))
 
 
 def compared(
-    deviation: str, kind: str, budget: int, names: Sequence[str], count: tuple[int, int], found: Floats, drawn: Floats,
-    own: int = 1,
-) -> dict[str, Any]:  # fmt: skip
+    deviation: str, kind: str, budget: int, names: Sequence[str], count: tuple[int, int], found: Floats, drawn: Floats
+) -> dict[str, Any]:
     """A row from the AUC of every detector and its redraws, as `interval` gives them, of `count` batches."""
-    ours = int(np.argmax(found[:own]))
-    judged = status(found, drawn, ours, peers_of(names, own))
+    peers = peers_of(names)
+    judged = status(found, drawn, 0, peers)
     return {
         "deviation": deviation,
         "kind": kind,
         "budget": budget,
         "batches": list(count),
         "auc": {name: round(float(value), 6) for name, value in zip(names, found, strict=True)},
-        "interval": [round(float(value), 6) for value in np.quantile(drawn[:, ours], [0.025, 0.975])],
-        "ours": names[ours],
+        "interval": [round(float(value), 6) for value in np.quantile(drawn[:, 0], [0.025, 0.975])],
+        "ours": names[0],
         **judged,
         "closest_peer": names[judged["closest_peer"]],
-        "certain": bool(min(found[ours], max(found[peer] for peer in peers_of(names, own))) >= SURE),
+        "certain": bool(min(found[0], max(found[peer] for peer in peers)) >= SURE),
     }
 
 
@@ -150,9 +146,9 @@ def grid(
     return found
 
 
-def peers_of(names: Sequence[str], own: int = 1) -> list[int]:
-    """Columns that are not ours: all but the first `own` and our own margin."""
-    return [place for place, name in enumerate(names) if place >= own and name != "finite_clipped_margin"]
+def peers_of(names: Sequence[str]) -> list[int]:
+    """Columns that are not ours: all but the first and our own margin."""
+    return [place for place, name in enumerate(names) if place and name != "finite_clipped_margin"]
 
 
 def lots(arrays: Mapping[str, Any], names: Sequence[str], kind: str) -> Floats | None:

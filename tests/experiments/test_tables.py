@@ -7,7 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 
+import run
+import scores
+import spec as specs
 import tables
+
+EXPERIMENT = """
+name = "x"
+tokens = 10
+fit = 1
+judged = 1
+edges = [10]
+budgets = [10]
+activation_budgets = [1, 8]
+wider = [[4, -4]]
+claim = {}
+[models.m]
+path = "m"
+[[providers]]
+name = "a"
+honest = true
+"""
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -47,13 +67,21 @@ def test_status(ours: float, peer: float, status: str) -> None:
     assert (row["status"], row["closest_peer"]) == (status, "rank")
 
 
-def test_our_best_configuration_is_compared() -> None:
+def test_the_best_that_bytes_allow_is_compared() -> None:
+    """Our second fingerprint takes 1 byte a token and sees it, and the first, of 4, sees it better."""
+    experiment = specs.parse(EXPERIMENT)
+    names = scores.activation_detectors(experiment)
     rng = np.random.default_rng(1)
-    honest, deviating = rng.normal(size=(200, 3)), rng.normal(size=(200, 3))
-    deviating[:, 1] += 3.0  # the second of ours sees it, the first and the peer do not
-    row = tables.row("d", "activations", 8, ("fingerprint", "fingerprint 64 2^-5", "toploc"), honest, deviating, 2)
-    assert row is not None
-    assert (row["ours"], row["closest_peer"], row["status"]) == ("fingerprint 64 2^-5", "toploc", "ahead")
+    honest, theirs = rng.normal(size=(2, 300, 2, len(names)))
+    theirs[:, 1, names.index("fingerprint")] += 3.0
+    theirs[:, 1, names.index("fingerprint 4 2^-4")] += 1.0
+    theirs[:, 1, names.index("toploc mean 64")] += 2.0
+    rows = {(row["budget"], row["bytes"]): row for row in run._activation_rows(experiment, "d", honest, theirs)}
+    assert rows[8, 10]["ours"] == "fingerprint 4 2^-4, 8 tokens"  # 8 bytes; 16 coordinates would take 32
+    assert rows[8, 34]["ours"] == "fingerprint, 8 tokens"
+    assert rows[8, 34]["closest_peer"] != rows[8, 130]["closest_peer"] == "toploc mean 64, 8 tokens"
+    assert [rows[place]["status"] for place in ((8, 10), (8, 34), (8, 130))] == ["ahead"] * 3
+    assert all(row["ours"].endswith(", 1 tokens") for (tokens, _), row in rows.items() if tokens == 1)
 
 
 def test_one_peer_ahead_is_enough_to_be_behind() -> None:
