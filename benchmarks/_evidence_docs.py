@@ -23,6 +23,7 @@ MACHINES = {
     "stacks_cpu": "a CPU",
     "small": "a CPU, by `make experiments-small`",
 }
+SURE = 0.999
 MARKS = {"ahead": "▲", "tied": "=", "behind": "▼"}
 KINDS = ("tokens", "activations")
 _OWN = {"mean_clipped_margin": "mean clipped margin", "match_rate": "match rate", "likelihood": "likelihood"}
@@ -53,6 +54,7 @@ def _lines(raw: Mapping[str, Any]) -> Iterator[str]:
                 title = kind if len(models) == 1 else f"{model}, {kind}"
                 yield from _table(chosen, title) if kind == "tokens" else _table_by_bytes(chosen, title)
     yield from _configurations(raw["configurations"])
+    yield from _together(raw["together"])
     yield from _package(raw["package"])
     yield from _stacks(raw)
     yield from _rates(raw)
@@ -115,6 +117,21 @@ def _configurations(found: list[dict[str, Any]]) -> Iterator[str]:
         yield ""
         yield "Steps after a comma are the pattern: so many powers of two coarser, coordinate by coordinate."
         yield ""
+
+
+def _together(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Deviations that a fingerprint alone is not certain of."""
+    yield "### Tokens and a fingerprint together, AUC on the same tokens"
+    yield ""
+    yield "| deviation | tokens | likelihood score of the tokens | fingerprint of 4 bytes a token | both |"
+    yield "|---|---|---|---|---|"
+    for row in found:
+        if row["auc"][1] < SURE:
+            cells = " | ".join(map(_auc, row["auc"]))
+            yield f"| {row['deviation']} ({row['model']}) | {row['tokens']} | {cells} |"
+    yield ""
+    yield "Both: their logarithms are added. Where the fingerprint alone has 0.999, nothing can be added to it."
+    yield ""
 
 
 def _cell(row: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import peer_package  # noqa: E402  (they lie beside the package)
 import run  # noqa: E402
 import scores  # noqa: E402
+import spec as specs  # noqa: E402
 import tables  # noqa: E402
 
 RESULTS = _results.RESULTS / "evidence.json"
@@ -109,6 +110,7 @@ def collected() -> dict[str, Any]:
         "stacks": {},
         "package": {},
         "configurations": [],
+        "together": [],
     }
     for name, path in files.items():
         raw["sources"][name] = _results.digest(path)
@@ -122,6 +124,10 @@ def collected() -> dict[str, Any]:
         raw["beyond"] += found["beyond"]
         raw["configurations"] += _configurations(name, found["fingerprints"])
         raw["stacks"][name] = document["raw"]["stacks"]
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        experiment = specs.parse(document["raw"]["experiment"])
+        raw["together"] += [{"source": name, **row} for row in run.together(experiment, arrays, list(found["honest"]))]
         installed = path.parent / f"{peer_package.NAME}.json"
         if installed.exists():
             about = json.loads(installed.read_text())["raw"]
@@ -243,7 +249,7 @@ def _configurations(source: str, fingerprints: list[dict[str, Any]]) -> list[dic
     """What each of our fingerprints finds by itself, at `SHOWN` tokens, where they differ."""
     found = []
     for one in fingerprints:
-        auc = one["auc"][str(SHOWN)]
+        auc = dict(zip(one["names"], one["auc"][str(SHOWN)], strict=True))
         if len(auc) > 1 and min(auc.values()) < tables.SURE:
             found.append({"source": source, "model": one["model"], "deviation": one["deviation"], "auc": auc})
     return found

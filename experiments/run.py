@@ -19,9 +19,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -244,15 +245,41 @@ def _activation_rows(
 def _fingerprints(
     experiment: specs.Experiment, deviation: str, honest: tables.Floats, theirs: tables.Floats
 ) -> dict[str, Any]:
-    """AUC of each of our fingerprints at each number of tokens."""
+    """AUC of each of our fingerprints, in the order of their names, at each number of tokens."""
     names = scores.activation_detectors(experiment)[: len(experiment.fingerprints)]
     return {
         "deviation": deviation,
+        "names": names,
         "auc": {
-            str(budget): {name: round(tables.auc(honest[:, n, c], theirs[:, n, c]), 6) for c, name in enumerate(names)}
+            str(budget): [round(tables.auc(honest[:, n, c], theirs[:, n, c]), 6) for c in range(len(names))]
             for n, budget in enumerate(experiment.activation_budgets)
         },
     }
+
+
+def together(experiment: specs.Experiment, arrays: Mapping[str, Any], models: Sequence[str]) -> list[dict[str, Any]]:
+    """Tokens and the first fingerprint by themselves, and as one likelihood ratio (the sum of their logarithms): AUC on
+    the first tokens of the same sequences, at each length that both are known at."""
+    lengths = [length for length in experiment.activation_budgets if length in experiment.edges]
+
+    def columns(names: Sequence[str], length: int) -> tables.Floats:
+        edge, place = experiment.edges.index(length), experiment.activation_budgets.index(length)
+        found = []
+        for name in (name for name in names if f"{name}/activations" in arrays):
+            own = arrays[f"{name}/activations"][:, place, 0].astype(np.float64)
+            tokens = arrays[f"{name}/tokens"][: len(own), edge, 0].astype(np.float64)
+            found.append(np.column_stack([tokens, own, tokens + own]))
+        return np.concatenate(found)
+
+    rows = []
+    for model, provider in product(models, experiment.deviating):
+        name = f"{model}/{provider.name}"
+        if provider.changes_forward_pass and f"{name}/activations" in arrays:
+            for length in lengths:
+                pair = [columns(names, length) for names in ([f"{model}/{o.name}" for o in experiment.honest], [name])]
+                auc = [round(tables.auc(pair[0][:, c], pair[1][:, c]), 6) for c in range(3)]
+                rows.append({"model": model, "deviation": provider.name, "tokens": length, "auc": auc})
+    return rows
 
 
 def _honest(experiment: specs.Experiment, raw: dict[str, Any], arrays: dict[str, Any]) -> dict[str, Any]:
