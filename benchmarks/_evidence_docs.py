@@ -44,6 +44,14 @@ def block(raw: Mapping[str, Any]) -> str:
 
 def _lines(raw: Mapping[str, Any]) -> Iterator[str]:
     rows = raw["rows"]
+    counts = ", ".join(f"{sum(row['status'] == status for row in rows)} {status}" for status in MARKS)
+    ahead = sum(row["status"] == "ahead" for row in rows)
+    yield (
+        f"{len(rows)} rows: {counts}; {ahead / len(rows):.1%} are ahead. Another {raw['beyond']}, of more tokens than "
+        "one that is certain, are left out and none of them is behind: with them it would be at least "
+        f"{ahead / (len(rows) + raw['beyond']):.1%}."
+    )
+    yield ""
     for source in sorted({row["source"] for row in rows}, key=list(SOURCES).index):
         yield f"### {SOURCES[source]}"
         yield ""
