@@ -133,7 +133,9 @@ def collected() -> dict[str, Any]:
             about = json.loads(installed.read_text())["raw"]
             raw["package"] |= {"name": about["package"], "sequences": about["sequences"]}
             raw["package"]["found"] = peer_package.figures(about, path.parent)
-        for model, stacks in _experiment_stacks(path, found).items():  # stacks of one model: another is no calibration
+        for model, stacks in _experiment_stacks(
+            arrays, found
+        ).items():  # stacks of one model: another is no calibration
             raw["honest"][name if len(found["honest"]) == 1 else f"{name}/{model}"] = _rate(stacks)
     with np.load(DECISIONS, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files if key.endswith(("/scores", "/fit"))}
@@ -255,13 +257,12 @@ def _configurations(source: str, fingerprints: list[dict[str, Any]]) -> list[dic
     return found
 
 
-def _experiment_stacks(path: Path, table: dict[str, Any]) -> dict[str, list[Any]]:
+def _experiment_stacks(arrays: dict[str, Any], table: dict[str, Any]) -> dict[str, list[Any]]:
     """By model, the likelihood of every judged sequence of each honest provider."""
-    with np.load(path, allow_pickle=False) as file:
-        return {
-            model: [file[f"{model}/{name}/tokens"][:, -1, 0].astype(np.float64) for name in stacks]
-            for model, stacks in table["honest"].items()
-        }
+    return {
+        model: [arrays[f"{model}/{name}/tokens"][:, -1, 0].astype(np.float64) for name in stacks]
+        for model, stacks in table["honest"].items()
+    }
 
 
 def _rate(stacks: list[Any]) -> dict[str, Any]:

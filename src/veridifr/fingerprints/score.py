@@ -37,6 +37,7 @@ _NEAR, _OCTAVE, _LEAST_TAIL = 3, 4.0, 3e-3
 """Shares of sizes further than `_NEAR` from the median are spread by a Gaussian of an octave (in places of
 `SHARED_SIZES`), and at least so much in all is of larger sizes."""
 _SEARCHED, _FEWEST_ENTRIES = 2**18, 512
+"""Coordinates on which sigma and the spread are searched, and the fewest entries that these are spread over."""
 _NODES = 5
 _POINT = 2.0**-60
 """Least width of an interval, in units of a coordinate: that of the float 0 would be none."""
