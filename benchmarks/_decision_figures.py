@@ -11,18 +11,35 @@ import _decision_tests as tests
 
 def figures_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """All figures; `tokens_ratio_to_mean_clipped_margin` and the targets are those of contiguous tokens."""
-    curves = pauc.curves(arrays)
     rows = tests.sequential(arrays)
-    errors = tests.false_positives(arrays)
+    return {
+        **setting_figures(arrays),
+        "false_positive_rate": tests.false_positives(arrays),
+        "given_one_calibration": tests.given_one_calibration(arrays),
+        "sequential_over_fixed": {name: row["ratio"] for name, row in rows.items()},
+        "sequential": rows,
+        "selective_cheat_ratio": {name: row["ratio"] for name, row in tests.selective(arrays, rows).items()},
+    }
+
+
+def setting_figures(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Partial AUCs and what follows from them, of sequences under one sampling setting."""
+    curves = pauc.curves(arrays)
     saved = pauc.savings(curves["contiguous"])
     ceilings = pauc.ceilings(arrays)
     fewest = pauc.fewest_tokens(ceilings)
+    told = pauc.told(arrays)
     return {
         "pauc": curves["contiguous"],
         "pauc_95": curves["contiguous_95"],
         "pauc_prefixes": curves["prefixes"],
         "pauc_prefixes_95": curves["prefixes_95"],
         "pauc_shuffled": curves["shuffled"],
+        **(
+            {"pauc_told": told, "tokens_told_at_pauc_0.9": {n: pauc.tokens_for(told[n], "told") for n in told}}
+            if told
+            else {}
+        ),
         "pauc_ceiling": ceilings,
         "fewest_tokens_at_pauc_0.9": fewest,
         "tokens_ratio_ceiling": pauc.ratio_ceilings(fewest, saved),
@@ -33,9 +50,4 @@ def figures_of(arrays: Mapping[str, Any]) -> dict[str, Any]:
             name: row["ratio"].get("mean_clipped_margin") for name, row in saved.items()
         },
         "tokens_ratio": {name: row["ratio"] for name, row in saved.items()},
-        "false_positive_rate": errors,
-        "given_one_calibration": tests.given_one_calibration(arrays),
-        "sequential_over_fixed": {name: row["ratio"] for name, row in rows.items()},
-        "sequential": rows,
-        "selective_cheat_ratio": {name: row["ratio"] for name, row in tests.selective(arrays, rows).items()},
     }

@@ -65,8 +65,9 @@ def bets_for(arrays: Mapping[str, Any], tokens: int = WHOLE) -> Bets:
 
 def without_replacement(pool: Floats, rows: int, take: int, rng: np.random.Generator) -> Floats:
     """`take` different scores for each of `rows` audits, in random order."""
-    order = np.argpartition(rng.random((rows, len(pool))), take, axis=1)[:, :take]
-    return pool[rng.permuted(order, axis=1)]
+    chosen = np.argpartition(rng.random((rows, len(pool))), take, axis=1)[:, :take]
+    ordered = np.sort(chosen, axis=1)  # numpy leaves them in an order that depends on the processor
+    return pool[rng.permuted(ordered, axis=1)]
 
 
 def false_positives(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """How many tokens a decision takes, and whether its error rate holds: the likelihood score against its peers.
 
 usage: decisions.py collect --model DIR --out DIR [--device cuda] [--jobs N]   replay all pools, score every sequence
+       decisions.py collect ... --setting unfiltered --pools FILE ...         the same under other sampling settings
+       decisions.py collect ... --setting usual                               beside a score that was told the deviation
        decisions.py measure [--from DIR]                                      figures from the scores
        decisions.py --check                                                   recompute them
 
 `collect` takes minutes on a GPU machine and hours on two cores; it leaves decisions.npz and decisions.json in its
-directory, which `measure` copies beside benchmarks/results/decisions.json.
+directory (with a setting decisions_SETTING.npz and .json), of which `measure` copies those that are there to
+benchmarks/results. Sequences under other settings are made by tools/gpu_traces.py (`plan unfiltered`, `plan hot`).
 """
 
 from __future__ import annotations
@@ -15,16 +18,18 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import _results
-from _decision_figures import figures_of
+from _decision_figures import figures_of, setting_figures
 
 RESULTS = _results.RESULTS / "decisions.json"
 SCORES = _results.RESULTS / "decisions.npz"
+SETTINGS = ("usual", "unfiltered", "hot")
 
 
 def main() -> int:
@@ -36,6 +41,8 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=int, help="at most so many sequences of each set (dry run)")
+    parser.add_argument("--setting", choices=SETTINGS)
+    parser.add_argument("--pools", type=Path, nargs="+", default=[], help="files of the setting's sequences")
     parser.add_argument("--from", dest="source", type=Path)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
@@ -47,26 +54,48 @@ def main() -> int:
         return _collect(args)
     if args.verb != "measure":
         parser.error("collect, measure or --check is needed")
-    if args.source:
-        shutil.copyfile(args.source / "decisions.npz", SCORES)
-    fitted = json.loads((args.source / "decisions.json").read_text()) if args.source else _results.read(RESULTS)["raw"]
-    raw = {**fitted, "scores": SCORES.name, "sha256": _results.digest(SCORES)}
+    raw = _results.read(RESULTS)["raw"]
+    raw.setdefault("settings", {})
+    for name in ("decisions", *(f"decisions_{setting}" for setting in SETTINGS)):
+        scores, setting = _results.RESULTS / f"{name}.npz", name.partition("_")[2]
+        if args.source and (args.source / scores.name).exists():
+            shutil.copyfile(args.source / scores.name, scores)
+            about = json.loads((args.source / f"{name}.json").read_text())
+        elif scores.exists():
+            about = raw["settings"][setting] if setting else {key: raw[key] for key in ("fitted", "made_at")}
+        else:
+            continue
+        about |= {"scores": scores.name, "sha256": _results.digest(scores)}
+        if setting:
+            raw["settings"][setting] = about
+        else:
+            raw |= about
     print(json.dumps(_results.write(RESULTS, raw, figures), indent=1))
     return 0
 
 
 def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that is published, from the scores that `raw` names."""
-    with np.load(_results.unchanged(_results.RESULTS / raw["scores"], raw["sha256"]), allow_pickle=False) as file:
-        return figures_of({name: file[name] for name in file.files})
+    found = figures_of(_arrays(raw))
+    return found | {"settings": {name: setting_figures(_arrays(about)) for name, about in raw["settings"].items()}}
+
+
+def _arrays(about: Mapping[str, Any]) -> dict[str, Any]:
+    with np.load(_results.unchanged(_results.RESULTS / about["scores"], about["sha256"]), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def _collect(args: argparse.Namespace) -> int:
-    from _decision_scores import collect_into
+    import _decision_settings
+    from _decision_scores import POOLS, collect_into
     from veridifr.references import ReferenceSettings, load
 
     reference = load(f"hf:{args.model}", ReferenceSettings(device=args.device, dtype="float32"))
-    collect_into(args.out, reference, args.jobs, args.limit)
+    if args.setting:
+        how = partial(_decision_settings.collect, pools=args.pools or POOLS, every=bool(args.pools))
+        collect_into(args.out, reference, args.jobs, args.limit, how=how, name=f"decisions_{args.setting}")
+    else:
+        collect_into(args.out, reference, args.jobs, args.limit)
     return 0
 
 

@@ -5,6 +5,7 @@
     gpu_traces.py plan demo  --models DIR --out DIR      (model tb7m: six sets as trace files)
     gpu_traces.py plan pools --models DIR --out DIR      (model tb24m: large sets as arrays, see trace_pools.py)
     gpu_traces.py plan more  --models DIR --out DIR      (further honest sets of the same kind)
+    gpu_traces.py plan unfiltered|hot --models DIR --out DIR   (the same deviations under other sampling settings)
 
 A plan runs each condition in a process of its own, several at a time. A condition that fails does not stop the others:
 it is named at the end and in `manifest.json`, and the exit status is 1. After `--deadline` seconds what still runs is
@@ -28,6 +29,8 @@ from trace_pools import bundle, load_prompts, load_set, save_prompts, save_set, 
 
 PAPER = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 PLAIN = {"temperature": 0.7}
+UNFILTERED = {"temperature": 1.0}
+HOT = {"temperature": 1.3}
 MAX_TOKENS = 300
 
 
@@ -99,7 +102,39 @@ def more_plan(models: Path) -> Plan:
     return _laid_out("more", "tb24m", 3, sets, models)
 
 
-PLANS = {"demo": demo_plan, "more": more_plan, "pools": pools_plan}
+def _setting(name: str, start: int, claimed: dict[str, Any], honest: int, count: int, models: Path) -> Plan:
+    """The deviations of `pools` under another claim; so many sequences of each runner, and of each deviation."""
+    warm = claimed["temperature"]
+    deviating: list[dict[str, Any]] = [
+        {"name": "int4", "weights": "int4"},
+        {"name": "fp8", "weights": "fp8"},
+        {"name": "kv_fp8", "kv_cache": "fp8"},
+        {"name": "temp1.1", "change": {"temperature": round(1.1 * warm, 6)}},
+        {"name": "top_p0.85", "change": {"top_p": 0.85}},
+        {"name": "held.int3", "weights": "int3"},
+        {"name": "held.temp0.95", "change": {"temperature": round(0.95 * warm, 6)}},
+        {"name": "held.top_p0.9", "change": {"top_p": 0.9}},
+        {"name": "held.int8", "weights": "int8"},
+    ]
+    sets: list[dict[str, Any]] = [
+        {"name": "honest.v1", "count": honest},
+        {"name": "honest.v2", "count": honest, "runner": "v2"},
+        *({**entry, "count": count} for entry in deviating),
+    ]
+    return _laid_out(name, "tb24m", start, [{"claimed": claimed, **entry} for entry in sets], models)
+
+
+def unfiltered_plan(models: Path) -> Plan:
+    """Temperature 1 without filters, which engines use unless they are told otherwise; not kept in the repository."""
+    return _setting("unfiltered", 4, UNFILTERED, 2700, 1000, models)
+
+
+def hot_plan(models: Path) -> Plan:
+    """A higher temperature, for requests that are made only to audit; not kept in the repository."""
+    return _setting("hot", 5, HOT, 1400, 600, models)
+
+
+PLANS = {"demo": demo_plan, "hot": hot_plan, "more": more_plan, "pools": pools_plan, "unfiltered": unfiltered_plan}
 
 
 def shrunk(plan: Plan, *, count: int | None, only: list[str], runner: str | None) -> Plan:

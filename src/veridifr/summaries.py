@@ -74,7 +74,11 @@ def worst_tokens(items: Sequence[ScoredItem], reference: Reference) -> tuple[Tok
     found: list[tuple[float, ScoredItem, int]] = []
     for item in items:
         margin_T = np.where(item.scores.usable_T, item.scores.margin_T, 0.0)
-        found += [(float(margin_T[step]), item, int(step)) for step in np.argsort(-margin_T)[:2] if margin_T[step] > 0]
+        found += [
+            (float(margin_T[step]), item, int(step))
+            for step in np.argsort(-margin_T, kind="stable")[:2]
+            if margin_T[step] > 0
+        ]
     found.sort(key=lambda entry: -entry[0])
     return tuple(_note(item, step, margin, reference) for margin, item, step in found[:WORST_TOKENS])
 

@@ -41,8 +41,9 @@ def test_a_set_deviates_in_one_thing_and_honest_ones_in_none(name: str) -> None:
         honest = condition.name.startswith(("v1", "v2", "honest", "more", "calibration"))
         assert sum(changes) == (0 if honest else 1), condition.name
         assert condition.claimed_model == plan.model
-        assert sum(condition.used[key] != condition.claimed[key] for key in condition.claimed) <= 1
-        assert condition.claimed == (gpu_traces.PLAIN if "plain" in condition.name else PAPER)
+        assert len(condition.used.items() - condition.claimed.items()) <= 1
+        usual = {"hot": gpu_traces.HOT, "unfiltered": gpu_traces.UNFILTERED}.get(name, PAPER)
+        assert condition.claimed == (gpu_traces.PLAIN if "plain" in condition.name else usual)
 
 
 def test_demo_has_the_sets_that_the_issue_asks_for() -> None:
