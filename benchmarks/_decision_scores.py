@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,14 +55,18 @@ SUBTLE = 1.3
 PART_SIGMA, PART_TOKENS = 0.36, 0.05
 """Errors of int4 weights, in logits, on one token of twenty."""
 Floats = npt.NDArray[np.float64]
-Collect = Callable[[Reference, Executor, Path, int | None], dict[str, Any]]
 
 
-def sequences(pools: Sequence[Path], limit: int | None) -> dict[str, list[Trace]]:
-    """The traces of all sets of some pools, those of honest ones first."""
-    found = {name: path for path in pools for name in pool_names(path) if name not in LEFT_OUT}
-    names = sorted(found, key=lambda name: HONEST.index(name) if name in HONEST else len(HONEST))
-    return {name: [trace_from_dict(record) for record in load_pool(found[name], name)[:limit]] for name in names}
+def sequences(name: str, limit: int | None) -> list[Trace]:
+    """The traces of a set, of whichever pool holds it."""
+    path = next(path for path in POOLS if name in pool_names(path))
+    return [trace_from_dict(record) for record in load_pool(path, name)[:limit]]
+
+
+def sets() -> list[str]:
+    """Names of all sets, honest ones first."""
+    names = [name for path in POOLS for name in pool_names(path) if name not in LEFT_OUT]
+    return [*HONEST, *(name for name in names if name not in HONEST)]
 
 
 def in_calibration(trace: Trace) -> bool:
@@ -114,7 +118,7 @@ def fitted_on(fits: Sequence[Scores]) -> Fitted:
 
 
 def measured(item: tuple[Scores, Fitted], edges: tuple[int, ...] = EDGES) -> tuple[Floats, Floats, Floats]:
-    """Statistics at `edges` float32[E, 7], log ratios float16[T, A] and the other token values float32[T, 6]."""
+    """Statistics at `edges` float32[E, 7], log ratios float32[T, A] and the other token values float32[T, 6]."""
     scores, fitted = item
     ratios_TA, applies_A = fitted.statistic.ratios(scores)
     likelihood_E = fitted.statistic.prefixes(ratios_TA, applies_A, edges)
@@ -166,72 +170,52 @@ def shuffled(
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class Replayed:
-    """All sets of some pools: their traces, which of these are of the calibration split, the scores of honest ones, and
-    what was fitted on those of the split (`fits`)."""
-
-    traces: dict[str, list[Trace]]
-    split: dict[str, npt.NDArray[np.bool_]]
-    honest: dict[str, list[Scores]]
-    fits: list[Scores]
-    fitted: Fitted
-
-
-def replay_honest(reference: Reference, pool: Executor, pools: Sequence[Path], limit: int | None) -> Replayed:
-    """Replay the honest sets and fit on the calibration split."""
-    traces = sequences(pools, limit)
-    honest = {name: replayed(reference, traces[name], pool) for name in HONEST if name in traces}
-    split = {name: np.array([in_calibration(trace) for trace in traces[name]]) for name in traces}
-    fits = [s for name in honest for s, fit in zip(honest[name], split[name], strict=True) if fit]
-    fits = [fits[i] for i in np.random.default_rng(0).permutation(len(fits))[:FITTED_SEQUENCES]]
-    fitted = fitted_on(fits)
-    print("fitted", fitted.statistic.sigma, fitted.statistic.epsilon, fitted.others, flush=True)
-    return Replayed(traces, split, honest, fits, fitted)
-
-
 def collect(reference: Reference, pool: Executor, out: Path, limit: int | None) -> dict[str, Any]:
     """Write all scores to `out`; what was fitted, for the results file."""
     arrays: dict[str, Any] = {}
-    found = replay_honest(reference, pool, POOLS, limit)
-    for name, traces in found.traces.items():
-        scores = found.honest.pop(name) if name in found.honest else replayed(reference, traces, pool)
-        tables = list(pool.map(measured, [(item, found.fitted) for item in scores], chunksize=8))
+    traces = {name: sequences(name, limit) for name in sets()}
+    honest = {name: replayed(reference, traces[name], pool) for name in HONEST}
+    split = {name: np.array([in_calibration(trace) for trace in traces[name]]) for name in traces}
+    fits = [s for name in HONEST for s, fit in zip(honest[name], split[name], strict=True) if fit]
+    rng = np.random.default_rng(0)
+    fitted = fitted_on([fits[i] for i in rng.permutation(len(fits))[:FITTED_SEQUENCES]])
+    print("fitted", fitted.statistic.sigma, fitted.statistic.epsilon, fitted.others, flush=True)
+    for name in traces:
+        scores = honest.pop(name) if name in honest else replayed(reference, traces[name], pool)
+        tables = list(pool.map(measured, [(item, fitted) for item in scores], chunksize=8))
         arrays[f"{name}/scores"] = np.stack([table for table, _, _ in tables])
-        arrays[f"{name}/fit"] = found.split[name]
-        judged = [table for table, fit in zip(tables, found.split[name], strict=True) if not fit]
-        for size, batch in shuffled(judged, found.fitted, np.random.default_rng(1)).items():
+        arrays[f"{name}/fit"] = split[name]
+        judged = [table for table, fit in zip(tables, split[name], strict=True) if not fit]
+        for size, batch in shuffled(judged, fitted, np.random.default_rng(1)).items():
             arrays[f"{name}/shuffled{size}"] = batch
         if name in HONEST:
-            arrays.update(_simulated(name, scores, found.split[name], found.fitted, pool))
+            arrays.update(_simulated(name, scores, split[name], fitted, pool))
         print(name, len(scores), flush=True)
     write_arrays(
         out, {key: shortened(value, SHUFFLED_BITS if "/shuffled" in key else 10) for key, value in arrays.items()}
     )
-    return described(reference, found)
+    return described(reference, fitted, min(FITTED_SEQUENCES, len(fits)))
 
 
-def described(reference: Reference, found: Replayed) -> dict[str, Any]:
-    """What was fitted, and with which reference."""
-    fitted = found.fitted
+def described(reference: Reference, fitted: Fitted, sequences: int) -> dict[str, Any]:
+    """What was fitted on so many sequences, and with which reference."""
     return {
         "sigma": fitted.statistic.sigma,
         "epsilon": fitted.statistic.epsilon,
+        "spread": fitted.statistic.spread,
         "clip": fitted.others.clip,
         "finite_clip": fitted.others.finite_clip,
-        "fitted_sequences": len(found.fits),
+        "fitted_sequences": sequences,
         "reference": dict(reference.settings),
     }
 
 
-def collect_into(
-    out: Path, reference: Reference, jobs: int, limit: int | None, *, how: Collect = collect, name: str = "decisions"
-) -> None:
-    """`how` with so many processes: leaves `name`.npz and `name`.json in `out`."""
+def collect_into(out: Path, reference: Reference, jobs: int, limit: int | None) -> None:
+    """`collect` with so many processes: leaves decisions.npz and decisions.json in `out`."""
     out.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        fitted = how(reference, pool, out / f"{name}.npz", limit)
-    (out / f"{name}.json").write_text(json.dumps({"fitted": fitted, "made_at": COMMIT}, indent=1))
+        fitted = collect(reference, pool, out / "decisions.npz", limit)
+    (out / "decisions.json").write_text(json.dumps({"fitted": fitted, "made_at": COMMIT}, indent=1))
 
 
 def _simulated(

@@ -2,26 +2,36 @@
 
 The sequences are made by `tools/gpu_traces.py plan unfiltered` and `plan hot` on a GPU and are not kept. Beside our
 score and its peers there is one that was *told* the deviation: what is left to gain for a score that adds up tokens.
+Every process has a reference of its own and replays parts of the sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Executor
-from functools import partial
+import json
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from trace_pools import write_arrays
 
 import _decision_scores as scores_of
-from _decision_pauc import SETTING, STATISTICS
+from _audit_cases import ROOT
+from _decision_pauc import HONEST, SETTING, STATISTICS
+from _results import COMMIT
 from veridifr.likelihood import SIGMA_GRID, mix, win_matrix
-from veridifr.references import Reference
+from veridifr.references import Reference, ReferenceSettings, load
 from veridifr.scores import Scores
 from veridifr.shares import fit_shares
+from veridifr.traces import trace_from_dict
+
+sys.path.insert(0, str(ROOT / "tools"))
+from trace_pools import load_pool, load_set, pool_names, write_arrays
 
 Floats = npt.NDArray[np.float64]
 TOLD_SIZES = ("int4", "fp8", "kv_fp8")
@@ -32,59 +42,147 @@ MOST_SHUFFLED_HONEST, MOST_SHUFFLED = 500, 300
 BITS = 6
 """Bits of mantissa that are kept of every value."""
 COLUMNS = [STATISTICS.index(name) for name in SETTING.statistics]
+PART = 25
+"""Sequences that a process replays at a time."""
 
 
-def collect(
-    reference: Reference, pool: Executor, out: Path, limit: int | None, *, pools: Sequence[Path], every: bool = True
-) -> dict[str, Any]:
-    """Write the scores of all judged sequences of `pools` to `out`, of honest and told sets alone unless `every`; what
-    was fitted, for the results file."""
-    found = scores_of.replay_honest(reference, pool, pools, limit)
-    null_G = fit_shares(np.concatenate(list(_logs(found.fits, found.fitted, pool))))
-    arrays: dict[str, Any] = {"edges": np.array(SETTING.edges), "statistics": np.array(SETTING.statistics)}
-    shares: dict[str, Floats] = {}
+@dataclass(frozen=True)
+class Source:
+    """The reference's model directory and device, and the files of sequences."""
+
+    model: Path
+    device: str
+    pools: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sequences `first` to `stop - 1` of a set."""
+
+    pool: Path
+    name: str
+    first: int
+    stop: int
+
+
+class Judged(NamedTuple):
+    """Of one sequence: statistics [E, 7], log ratios [T, A], other token values [T, 6], and log q of each token at each
+    size of error of the grid [T, G]; all float32."""
+
+    table: Floats
+    ratios: Floats
+    values: Floats
+    logs: Floats
+
+
+def collect(source: Source, out: Path, setting: str, jobs: int, limit: int | None, *, every: bool) -> None:
+    """Leave the scores of all judged sequences, of honest and told sets alone unless `every`, in
+    `out`/decisions_SETTING.npz, and what was fitted in the .json beside it."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts = parts_of(source.pools, limit)
     told = {*TOLD_SIZES, *TOLD_TEMPERATURES}
-    deviating = [name for name in found.traces if name not in found.honest and (every or name in told)]
-    for name in [*deviating, *found.honest]:
-        honest = name in found.honest
-        scores = found.honest[name] if honest else scores_of.replayed(reference, found.traces[name], pool)
-        if honest:
-            scores = [item for item, fit in zip(scores, found.split[name], strict=True) if not fit]
-        measure = partial(scores_of.measured, edges=SETTING.edges)
-        tables = list(pool.map(measure, [(item, found.fitted) for item in scores], chunksize=8))
-        arrays[f"{name}/scores"] = np.stack([table[:, COLUMNS] for table, _, _ in tables])
-        arrays[f"{name}/fit"] = np.zeros(len(tables), dtype=bool)
-        most = MOST_SHUFFLED_HONEST if honest else MOST_SHUFFLED
-        for size, batch in scores_of.shuffled(tables, found.fitted, np.random.default_rng(1), most).items():
-            arrays[f"{name}/shuffled{size}"] = batch[:, COLUMNS]
-        for other, change in TOLD_TEMPERATURES.items():
-            if honest or other == name:
-                place = _place(found.fitted, change)
-                values = [_at_edges(ratios[:, place]) for _, ratios, _ in tables]
-                arrays[f"{name}/told.{other}" if honest else f"{name}/told"] = np.stack(values)
-        if honest or name in TOLD_SIZES:
-            logs = list(_logs(scores, found.fitted, pool))
-            if not honest:
-                shares[name] = fit_shares(np.concatenate(logs[::2]))
-                arrays[f"{name}/told"] = np.stack([_ratio(logs_TG, shares[name], null_G) for logs_TG in logs[1::2]])
-            for other in shares if honest else ():
-                values = [_ratio(logs_TG, shares[other], null_G) for logs_TG in logs]
-                arrays[f"{name}/told.{other}"] = np.stack(values)
-        print(name, len(scores), flush=True)
-    write_arrays(out, {key: scores_of.shortened(value, BITS) for key, value in arrays.items()})
-    about = scores_of.described(reference, found)
-    sizes = {name: values.round(5).tolist() for name, values in {"honest": null_G, **shares}.items()}
-    return {**about, "temperature": found.traces["honest.v1"][0].sampling.temperature, "shares": sizes}
+    names = [name for name in parts if name not in HONEST and (every or name in told)]
+    honest = [name for name in HONEST if name in parts]
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        items = [part for name in honest for part in parts[name]]
+        fits = [scores for found in pool.map(partial(_calibration, source), items) for scores in found]
+        fits = [fits[i] for i in np.random.default_rng(0).permutation(len(fits))[: scores_of.FITTED_SEQUENCES]]
+        fitted = scores_of.fitted_on(fits)
+        print("fitted", fitted.statistic.sigma, fitted.statistic.epsilon, fitted.statistic.spread, flush=True)
+        null_G = fit_shares(np.concatenate([_logs(scores, fitted) for scores in fits]))
+        shares: dict[str, Floats] = {}
+        arrays: dict[str, Any] = {"edges": np.array(SETTING.edges), "statistics": np.array(SETTING.statistics)}
+        for name in [*names, *honest]:
+            found = [one for part in pool.map(partial(_judged, source, fitted), parts[name]) for one in part]
+            if name in TOLD_SIZES:
+                shares[name] = fit_shares(np.concatenate([one.logs for one in found[::2]]))
+            arrays |= {f"{name}/{key}": value for key, value in _kept(name, found, fitted, shares, null_G).items()}
+            print(name, len(found), flush=True)
+    write_arrays(
+        out / f"decisions_{setting}.npz", {key: scores_of.shortened(value, BITS) for key, value in arrays.items()}
+    )
+    about = scores_of.described(_reference(source), fitted, len(fits)) | {
+        "temperature": load_set(source.pools[0], honest[0]).meta["sampling"]["temperature"],
+        "shares": {name: values.round(5).tolist() for name, values in {"honest": null_G, **shares}.items()},
+    }
+    (out / f"decisions_{setting}.json").write_text(json.dumps({"fitted": about, "made_at": COMMIT}, indent=1))
 
 
-def error_logs(item: tuple[Scores, float]) -> Floats:
-    """log q of each token at each size of error of the grid, float32[T, G]."""
-    scores, epsilon = item
-    return mix(win_matrix(scores, SIGMA_GRID), scores, epsilon).astype(np.float32)
+def parts_of(pools: Sequence[Path], limit: int | None) -> dict[str, list[Part]]:
+    """The sets of some files in parts, of each at most `limit` sequences."""
+    found: dict[str, list[Part]] = {}
+    for pool in pools:
+        for name in pool_names(pool):
+            if name not in scores_of.LEFT_OUT:
+                count = min(limit or PART**3, len(load_set(pool, name).seeds))
+                starts = range(0, count, PART)
+                found[name] = [Part(pool, name, first, min(first + PART, count)) for first in starts]
+    return found
 
 
-def _logs(scores: Sequence[Scores], fitted: scores_of.Fitted, pool: Executor) -> Any:
-    return pool.map(error_logs, [(item, fitted.statistic.epsilon) for item in scores], chunksize=8)
+@cache
+def _reference(source: Source) -> Reference:
+    """One for each process."""
+    return load(f"hf:{source.model}", ReferenceSettings(device=source.device, dtype="float32"))
+
+
+@cache
+def _records(pool: Path, name: str) -> list[dict[str, Any]]:
+    return load_pool(pool, name)
+
+
+def _replayed(source: Source, part: Part, *, calibration: bool) -> Iterator[Scores]:
+    """Scores of a part's sequences that are of the calibration split, or those that are not."""
+    traces = [trace_from_dict(record) for record in _records(part.pool, part.name)[part.first : part.stop]]
+    if part.name in HONEST:
+        traces = [trace for trace in traces if scores_of.in_calibration(trace) == calibration]
+    reference = _reference(source)
+    by_id = {trace.id: trace for trace in traces}
+    found = {
+        item.trace_id: scores_of.scored((by_id[item.trace_id], item, reference.eos_ids))
+        for item in reference.evidence(traces)
+    }
+    return (found[trace.id] for trace in traces)
+
+
+def _calibration(source: Source, part: Part) -> list[Scores]:
+    return list(_replayed(source, part, calibration=True))
+
+
+def _judged(source: Source, fitted: scores_of.Fitted, part: Part) -> list[Judged]:
+    return [
+        Judged(*scores_of.measured((scores, fitted), SETTING.edges), _logs(scores, fitted))
+        for scores in _replayed(source, part, calibration=False)
+    ]
+
+
+def _logs(scores: Scores, fitted: scores_of.Fitted) -> Floats:
+    return mix(win_matrix(scores, SIGMA_GRID), scores, fitted.statistic.epsilon).astype(np.float32)
+
+
+def _kept(
+    name: str, found: list[Judged], fitted: scores_of.Fitted, shares: dict[str, Floats], null_G: Floats
+) -> dict[str, Any]:
+    """The arrays of one set. `shares` are those of the sets before it: honest ones come last."""
+    honest = name in HONEST
+    kept: dict[str, Any] = {
+        "scores": np.stack([one.table[:, COLUMNS] for one in found]),
+        "fit": np.zeros(len(found), dtype=bool),
+    }
+    most = MOST_SHUFFLED_HONEST if honest else MOST_SHUFFLED
+    tables = [one[:3] for one in found]
+    for size, batch in scores_of.shuffled(tables, fitted, np.random.default_rng(1), most).items():
+        kept[f"shuffled{size}"] = batch[:, COLUMNS]
+    for other, change in TOLD_TEMPERATURES.items():
+        if honest or other == name:
+            place = _place(fitted, change)
+            kept[f"told.{other}" if honest else "told"] = np.stack([_at_edges(one.ratios[:, place]) for one in found])
+    for other in shares:
+        if honest or other == name:
+            judged = found if honest else found[1::2]
+            values = np.stack([_ratio(one.logs, shares[other], null_G) for one in judged])
+            kept[f"told.{other}" if honest else "told"] = values
+    return kept
 
 
 def _ratio(logs_TG: Floats, told_G: Floats, null_G: Floats) -> Floats:

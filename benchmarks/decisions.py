@@ -18,7 +18,6 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +85,15 @@ def _arrays(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _collect(args: argparse.Namespace) -> int:
-    import _decision_settings
+    import _decision_settings as settings
     from _decision_scores import POOLS, collect_into
     from veridifr.references import ReferenceSettings, load
 
-    reference = load(f"hf:{args.model}", ReferenceSettings(device=args.device, dtype="float32"))
     if args.setting:
-        how = partial(_decision_settings.collect, pools=args.pools or POOLS, every=bool(args.pools))
-        collect_into(args.out, reference, args.jobs, args.limit, how=how, name=f"decisions_{args.setting}")
+        source = settings.Source(args.model, args.device, tuple(args.pools or POOLS))
+        settings.collect(source, args.out, args.setting, args.jobs, args.limit, every=bool(args.pools))
     else:
+        reference = load(f"hf:{args.model}", ReferenceSettings(device=args.device, dtype="float32"))
         collect_into(args.out, reference, args.jobs, args.limit)
     return 0
 

@@ -29,6 +29,8 @@ _STEPS = (2, 3, 4, 6, 8)
 """Spreads that are tried, in units of the usual one: their three sizes lie on the grid of sigma."""
 _GAIN = 5.0
 """Nats of log-likelihood that a larger spread must gain."""
+_DOUBT = 2.0
+"""Nats within which the data do not tell one epsilon from another."""
 _SHARED_EPSILONS = EPSILON_GRID[::2]
 """Every other one: shares are fitted for each."""
 _SHARED_GAIN = 20.0
@@ -82,15 +84,15 @@ def fit_distribution(fits: Sequence[Scores]) -> DistributionRatio:
 
 
 def _likeliest(fits: Sequence[Scores], wins: Sequence[Floats], grid: Floats) -> tuple[float, float, float]:
-    """The largest log-likelihood on the grid, and the sigma and epsilon there."""
-    best: tuple[float, float, float] | None = None
+    """Log-likelihood, sigma and epsilon: of the values of epsilon that explain the data about as well as the likeliest,
+    the largest. So few tokens are of that kind that the likeliest is a matter of chance, and one too small takes the
+    next of them for a deviation."""
+    found = []
     for epsilon in EPSILON_GRID:
         totals = np.array([mix(matrix, scores, epsilon).sum(axis=0) for matrix, scores in zip(wins, fits, strict=True)])
-        top = float(totals.sum(axis=0).max())
-        if best is None or top > best[0]:
-            best = (top, fit_sigma(totals, grid), epsilon)
-    assert best is not None  # noqa: S101  (the grid is not empty)
-    return best
+        found.append((float(totals.sum(axis=0).max()), fit_sigma(totals, grid), epsilon))
+    least = max(top for top, _, _ in found) - _DOUBT
+    return [entry for entry in found if entry[0] >= least][-1]
 
 
 def effects_with(declared: float) -> tuple[float, ...]:
