@@ -26,6 +26,7 @@ from _decision_pauc import HONEST, SETTING, STATISTICS
 from _results import COMMIT
 from veridifr.likelihood import SIGMA_GRID, mix, win_matrix
 from veridifr.references import Reference, ReferenceSettings, load
+from veridifr.rng import compiled
 from veridifr.scores import Scores
 from veridifr.shares import fit_shares
 from veridifr.traces import trace_from_dict
@@ -75,13 +76,12 @@ class Judged(NamedTuple):
     logs: Floats
 
 
-def collect(source: Source, out: Path, setting: str, jobs: int, limit: int | None, *, every: bool) -> None:
-    """Leave the scores of all judged sequences, of honest and told sets alone unless `every`, in
+def collect(source: Source, out: Path, setting: str, jobs: int, limit: int | None, only: Sequence[str]) -> None:
+    """Leave the scores of all judged sequences of the honest sets and of those in `only` (none: all) in
     `out`/decisions_SETTING.npz, and what was fitted in the .json beside it."""
     out.mkdir(parents=True, exist_ok=True)
     parts = parts_of(source.pools, limit)
-    told = {*TOLD_SIZES, *TOLD_TEMPERATURES}
-    names = [name for name in parts if name not in HONEST and (every or name in told)]
+    names = [name for name in only or parts if name not in HONEST]
     honest = [name for name in HONEST if name in parts]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         items = [part for name in honest for part in parts[name]]
@@ -123,6 +123,7 @@ def parts_of(pools: Sequence[Path], limit: int | None) -> dict[str, list[Part]]:
 @cache
 def _reference(source: Source) -> Reference:
     """One for each process."""
+    compiled.enable()
     return load(f"hf:{source.model}", ReferenceSettings(device=source.device, dtype="float32"))
 
 

@@ -2,7 +2,7 @@
 
 usage: decisions.py collect --model DIR --out DIR [--device cuda] [--jobs N]   replay all pools, score every sequence
        decisions.py collect ... --setting unfiltered --pools FILE ...         the same under other sampling settings
-       decisions.py collect ... --setting usual                               beside a score that was told the deviation
+       decisions.py collect ... --setting usual --only fp8 ...                beside a score that was told the deviation
        decisions.py measure [--from DIR]                                      figures from the scores
        decisions.py --check                                                   recompute them
 
@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="at most so many sequences of each set (dry run)")
     parser.add_argument("--setting", choices=SETTINGS)
     parser.add_argument("--pools", type=Path, nargs="+", default=[], help="files of the setting's sequences")
+    parser.add_argument("--only", action="append", default=[], metavar="SET", help="beside honest ones only this set")
     parser.add_argument("--from", dest="source", type=Path)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
@@ -91,7 +92,7 @@ def _collect(args: argparse.Namespace) -> int:
 
     if args.setting:
         source = settings.Source(args.model, args.device, tuple(args.pools or POOLS))
-        settings.collect(source, args.out, args.setting, args.jobs, args.limit, every=bool(args.pools))
+        settings.collect(source, args.out, args.setting, args.jobs, args.limit, args.only)
     else:
         reference = load(f"hf:{args.model}", ReferenceSettings(device=args.device, dtype="float32"))
         collect_into(args.out, reference, args.jobs, args.limit)
