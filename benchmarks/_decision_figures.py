@@ -28,18 +28,13 @@ def setting_figures(arrays: Mapping[str, Any]) -> dict[str, Any]:
     saved = pauc.savings(curves["contiguous"])
     ceilings = pauc.ceilings(arrays)
     fewest = pauc.fewest_tokens(ceilings)
-    told = pauc.told(arrays)
     return {
+        **told_figures(arrays),
         "pauc": curves["contiguous"],
         "pauc_95": curves["contiguous_95"],
         "pauc_prefixes": curves["prefixes"],
         "pauc_prefixes_95": curves["prefixes_95"],
         "pauc_shuffled": curves["shuffled"],
-        **(
-            {"pauc_told": told, "tokens_told_at_pauc_0.9": {n: pauc.tokens_for(told[n], "told") for n in told}}
-            if told
-            else {}
-        ),
         "pauc_ceiling": ceilings,
         "fewest_tokens_at_pauc_0.9": fewest,
         "tokens_ratio_ceiling": pauc.ratio_ceilings(fewest, saved),
@@ -50,4 +45,13 @@ def setting_figures(arrays: Mapping[str, Any]) -> dict[str, Any]:
             name: row["ratio"].get("mean_clipped_margin") for name, row in saved.items()
         },
         "tokens_ratio": {name: row["ratio"] for name, row in saved.items()},
+    }
+
+
+def told_figures(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Partial AUCs of the scores that were told the deviation."""
+    told = pauc.told(arrays)
+    return {
+        "pauc_told": told,
+        "tokens_told_at_pauc_0.9": {name: pauc.tokens_for(rows, "told") for name, rows in told.items()},
     }

@@ -39,11 +39,12 @@ class Layout:
 
     edges: tuple[int, ...] = EDGES
     statistics: tuple[str, ...] = STATISTICS
+    longer: tuple[int, ...] = LONGER
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """Tokens of a batch that are looked at."""
-        return (*self.edges, *LONGER)
+        return (*self.edges, *self.longer)
 
 
 USUAL = Layout()
@@ -128,8 +129,8 @@ def _mixed(sets: list[Floats]) -> Floats:
 def told(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By deviation and contiguous tokens, the partial AUC of a likelihood ratio that was told the deviation: its error
     sizes fitted on half of its own sequences and judged on the other half, or its very temperature. What no score that
-    adds up tokens can be expected to pass. Empty where the file holds none."""
-    layout, found = Layout(layout_of(arrays).edges, ("told",)), {}
+    adds up tokens can be expected to pass. Of single sequences; empty where the file holds none."""
+    layout, found = Layout(layout_of(arrays).edges, ("told",), ()), {}
     for name in deviating(arrays):
         if f"{name}/told" not in arrays:
             continue

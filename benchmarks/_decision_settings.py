@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -42,6 +42,9 @@ TOLD_TEMPERATURES = {"temp1.1": 0.1}
 MOST_SHUFFLED_HONEST, MOST_SHUFFLED = 500, 300
 BITS = 6
 """Bits of mantissa that are kept of every value."""
+FLOOR = 0.95
+USUAL = "usual"
+"""The setting of decisions.npz, which holds its scores: of it only what was told is kept."""
 COLUMNS = [STATISTICS.index(name) for name in SETTING.statistics]
 PART = 25
 """Sequences that a process replays at a time."""
@@ -98,14 +101,32 @@ def collect(source: Source, out: Path, setting: str, jobs: int, limit: int | Non
                 shares[name] = fit_shares(np.concatenate([one.logs for one in found[::2]]))
             arrays |= {f"{name}/{key}": value for key, value in _kept(name, found, fitted, shares, null_G).items()}
             print(name, len(found), flush=True)
+    kept = floored(told_alone(arrays) if setting == USUAL else arrays)
     write_arrays(
-        out / f"decisions_{setting}.npz", {key: scores_of.shortened(value, BITS) for key, value in arrays.items()}
+        out / f"decisions_{setting}.npz", {key: scores_of.shortened(value, BITS) for key, value in kept.items()}
     )
     about = scores_of.described(_reference(source), fitted, len(fits)) | {
         "temperature": load_set(source.pools[0], honest[0]).meta["sampling"]["temperature"],
         "shares": {name: values.round(5).tolist() for name, values in {"honest": null_G, **shares}.items()},
     }
     (out / f"decisions_{setting}.json").write_text(json.dumps({"fitted": about, "made_at": COMMIT}, indent=1))
+
+
+def told_alone(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the scores that were not told."""
+    return {key: value for key, value in arrays.items() if not key.endswith("/scores") and "/shuffled" not in key}
+
+
+def floored(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """What was told, raised to what `FLOOR` of the honest sequences stay below: lower values are never among the one in
+    a hundred that a partial AUC looks at, and compress to nothing."""
+    found = dict(arrays)
+    names = [key.removesuffix("/told") for key in arrays if key.endswith("/told")]
+    for name in names:
+        honest = [key for key in arrays if key.endswith(f"/told.{name}")]
+        floor_E = np.quantile(np.concatenate([arrays[key] for key in honest]), FLOOR, axis=0, method="lower")
+        found |= {key: np.maximum(arrays[key], floor_E) for key in (*honest, f"{name}/told")}
+    return found
 
 
 def parts_of(pools: Sequence[Path], limit: int | None) -> dict[str, list[Part]]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 import _results
-from _decision_figures import figures_of, setting_figures
+from _decision_figures import figures_of, setting_figures, told_figures
 
 RESULTS = _results.RESULTS / "decisions.json"
 SCORES = _results.RESULTS / "decisions.npz"
@@ -76,8 +76,9 @@ def main() -> int:
 
 def figures(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that is published, from the scores that `raw` names."""
-    found = figures_of(_arrays(raw))
-    return found | {"settings": {name: setting_figures(_arrays(about)) for name, about in raw["settings"].items()}}
+    others = {name: _arrays(about) for name, about in raw["settings"].items()}
+    told = told_figures(others.pop("usual"))
+    return figures_of(_arrays(raw)) | told | {"settings": {n: setting_figures(arrays) for n, arrays in others.items()}}
 
 
 def _arrays(about: Mapping[str, Any]) -> dict[str, Any]:

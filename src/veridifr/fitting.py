@@ -29,8 +29,8 @@ _STEPS = (2, 3, 4, 6, 8)
 """Spreads that are tried, in units of the usual one: their three sizes lie on the grid of sigma."""
 _GAIN = 5.0
 """Nats of log-likelihood that a larger spread must gain."""
-_DOUBT = 2.0
-"""Nats within which the data do not tell one epsilon from another."""
+_DOUBT = 4.8
+"""Nats that an epsilon may lose before known noise rules it out: half of chi-square's 9.55, one-sided at 99.9 %."""
 _SHARED_EPSILONS = EPSILON_GRID[::2]
 """Every other one: shares are fitted for each."""
 _SHARED_GAIN = 20.0
@@ -44,14 +44,14 @@ def fit_statistic(fits: Sequence[Scores]) -> LikelihoodRatio:
     small, or shares of sizes where no spread will do: a mixture of experts that takes another expert errs by many times
     the usual at that token."""
     wins = [win_matrix(scores, SIGMA_GRID) for scores in fits]
-    top, sigma, epsilon = _likeliest(fits, wins, SIGMA_GRID)
+    top, sigma, epsilon = _likeliest(fits, wins, SIGMA_GRID, _DOUBT)
     least, found = top + _GAIN, LikelihoodRatio(sigma=sigma, epsilon=epsilon)
     for steps in _STEPS:
         sizes, weights_K = error_sizes(1.0, SPREAD * steps)
         middle = np.arange(len(SIGMA_GRID) - steps)  # below the grid's end, errors are too small to matter
         places = (np.maximum(middle - steps, 0), middle, middle + steps)
         spread = [sum(w * matrix[:, at] for w, at in zip(weights_K, places, strict=True)) for matrix in wins]
-        top, sigma, epsilon = _likeliest(fits, spread, SIGMA_GRID[middle] / sizes[1])
+        top, sigma, epsilon = _likeliest(fits, spread, SIGMA_GRID[middle] / sizes[1], _DOUBT)
         if top > least:
             least, found = top, LikelihoodRatio(sigma=sigma, epsilon=epsilon, spread=SPREAD * steps)
     return _shared(fits, wins, found, least + _SHARED_GAIN) if found.spread > SPREAD else found
@@ -83,15 +83,17 @@ def fit_distribution(fits: Sequence[Scores]) -> DistributionRatio:
     return DistributionRatio(sigma=sigma, epsilon=epsilon)
 
 
-def _likeliest(fits: Sequence[Scores], wins: Sequence[Floats], grid: Floats) -> tuple[float, float, float]:
-    """Log-likelihood, sigma and epsilon: of the values of epsilon that explain the data about as well as the likeliest,
-    the largest. So few tokens are of that kind that the likeliest is a matter of chance, and one too small takes the
-    next of them for a deviation."""
+def _likeliest(
+    fits: Sequence[Scores], wins: Sequence[Floats], grid: Floats, doubt: float = 0.0
+) -> tuple[float, float, float]:
+    """Log-likelihood, sigma and epsilon: of the values of epsilon that lose at most `doubt` nats to the likeliest, the
+    largest. So few tokens are of that kind that the likeliest is a matter of chance, and one too small takes the next
+    of them for a deviation."""
     found = []
     for epsilon in EPSILON_GRID:
         totals = np.array([mix(matrix, scores, epsilon).sum(axis=0) for matrix, scores in zip(wins, fits, strict=True)])
         found.append((float(totals.sum(axis=0).max()), fit_sigma(totals, grid), epsilon))
-    least = max(top for top, _, _ in found) - _DOUBT
+    least = max(top for top, _, _ in found) - doubt
     return [entry for entry in found if entry[0] >= least][-1]
 
 

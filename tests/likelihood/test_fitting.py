@@ -56,6 +56,15 @@ def test_one_size_is_found_again_with_the_usual_spread(sigma: float) -> None:
     assert found.spread == SPREAD
 
 
+def test_epsilon_is_the_largest_that_the_tokens_do_not_rule_out() -> None:
+    """No token is unexplained, so of n tokens it is about 5/n (4.8 nats), to the next value of the grid below."""
+    sequences = made({0.02: 1.0}, 60, 6)
+    few, many = fit_statistic(sequences[:4]).epsilon, fit_statistic(sequences).epsilon
+    assert few > many
+    assert 1 <= 4 * TOKENS * few <= 10
+    assert 1 <= 60 * TOKENS * many <= 10
+
+
 def test_a_heavy_tail_has_a_larger_spread() -> None:
     found = fit_statistic(made({0.02: 0.9, 0.4: 0.1}, 40, 2))
     assert found.spread > 2 * SPREAD
