@@ -37,6 +37,8 @@ from trace_pools import load_pool, pool_names, write_arrays
 
 DATA = ROOT / "benchmarks" / "data"
 POOLS = (DATA / "h200_pools.npz", DATA / "h200_more.npz")
+"""Of held.int3 and held.tb7m, which 30 tokens tell, 300 sequences are kept of the 1,200 that decisions.npz holds:
+`tools/gpu_traces.py plan pools --only held.int3` makes others."""
 HONEST = ("honest.v1", "honest.v2", "more.v1", "more.v2")
 LEFT_OUT = ("honest.v2.plain",)
 """Another sampling setting: another null."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {"unfiltered": "unfiltered", "hot": "temperature 1.3, unfiltered"}
 START = "<!-- figures: written by tools/readme_figures.py from benchmarks/results -->\n"
 END = "<!-- end of figures -->"
 
@@ -92,6 +93,7 @@ def _decisions(figures: dict[str, Any]) -> list[str]:
             value, row = needed[name][statistic], figures["pauc"][name]["30"]
             shown.append("under 30" if row[statistic] >= 0.9 else "–" if value is None else f"{value:.0f}")
         lines.append(f"| {name.removeprefix('held.')} | " + " | ".join(shown) + " |")
+    lines += _settings(figures)
     rates = {
         alpha: [
             row["rate"]
@@ -117,6 +119,25 @@ def _decisions(figures: dict[str, Any]) -> list[str]:
         ),
     ]
     return [*lines, "", "| figure | measured |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
+
+
+def _settings(figures: dict[str, Any]) -> list[str]:
+    """What the sampling settings of the audited requests do to the partial AUC."""
+    columns = {"top-k 50, top-p 0.95": figures} | {SETTINGS[name]: found for name, found in figures["settings"].items()}
+    lines = [
+        "",
+        "Partial AUC at some numbers of contiguous tokens (lower end of its 95 % interval), by the sampling settings"
+        " that the audited requests ask for:",
+        "",
+        "| deviation | tokens | " + " | ".join(columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for name, target in figures["targets"].items():
+        cells = [found["targets"].get(name) for found in columns.values()]
+        if all(cells):
+            shown = [f"{cell['pauc']:.4f} ({cell['lower']:.4f})" for cell in cells]
+            lines.append(f"| {name.removeprefix('held.')} | {target['tokens']} | " + " | ".join(shown) + " |")
+    return lines
 
 
 def _fingerprints(found: dict[str, Any]) -> list[tuple[str, str]]:

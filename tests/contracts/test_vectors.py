@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from veridifr.contracts import CONTRACTS, Stream
-from veridifr.contracts.cuda import exponential
+from veridifr.contracts.cuda import exponential, exponential_of
 from veridifr.contracts.vllm_v2 import triton_uniform
 from veridifr.rng import philox4x32
 from veridifr.trace import EngineRecord
@@ -36,7 +36,26 @@ def test_rows_of_an_h200(row: str) -> None:
     got = CONTRACTS["vllm-v1-cuda-exp32"].noise(stream, np.array([draw]), rows, ids)
     large = expected >= 0.01005
     np.testing.assert_allclose(got[large], expected[large], rtol=1e-5, atol=0)
-    np.testing.assert_allclose(got[~large], expected[~large], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(got[~large], expected[~large], rtol=0, atol=6e-8)
+    small = expected < 2.0**-10
+    np.testing.assert_allclose(got[small], expected[small], rtol=1e-6, atol=0)
+
+
+def test_the_h200_file_holds_exponentials_near_zero() -> None:
+    """Where the card's logarithm falls short of the exact one by 6e-4 of it."""
+    with np.load(DATA / "cuda_exponential_h200.npz", allow_pickle=False) as file:
+        values = np.concatenate([file[f"{row}/val"] for row in cuda_rows()])
+    assert (values < 2.0**-10).sum() == 2
+    assert values.min() < 1e-4
+
+
+def test_the_smallest_exponentials_keep_their_order() -> None:
+    """Words near 2^32, whose uniforms are 1 - k 2^-24: each step of k is larger, and the cap is below all."""
+    words = ((2**32 - np.arange(1, 200) * 256) % 2**32).astype(np.uint32)
+    q = exponential_of(words)
+    assert (np.diff(q) > 0).all()
+    assert q[0] == 2.0**-24
+    np.testing.assert_allclose(q[1:], (np.arange(2, 200) - 0.795) * 2.0**-24, rtol=1e-4)
 
 
 def test_the_h200_file_reaches_beyond_the_grid() -> None:

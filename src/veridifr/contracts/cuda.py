@@ -1,7 +1,7 @@
 """PyTorch's CUDA generator: how one ``exponential_`` fill of n numbers is laid out over Philox4x32-10.
 
 Source: PyTorch ATen/native/cuda/DistributionTemplates.h and ATen/core/TransformationHelper.h. Reproduces rows of an
-H200 to 1e-5 (tests/data/cuda_exponential_h200.npz).
+H200 to 1e-5 (tests/data/cuda_exponential_h200.npz), and to 1e-6 below 1e-3, where the noise of improbable tokens lies.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ FEWEST_THREADS = 1024
 """Fewest threads per multiprocessor of any NVIDIA card since Volta (Turing)."""
 CAP = 2.0**-24
 """Smallest exponential that PyTorch's transform yields in float32."""
+NEAR_ONE, SHORT = 1.0 - 2.0**-10, 0.795 * 2.0**-24
+"""From this uniform on, the card's fast logarithm (lg2.approx times ln 2) is so much short of the exact one: rows of an
+H200 show it. Most tokens don't feel it. But at a Gumbel noise of 14 to 16, where a token of probability 1e-6 wins, it is
+0.06 to 0.5: without it such tokens of honest providers, which a temperature above 1 brings, look like another model's.
+"""
 CUDA_BOUND = -math.log(CAP)
 _NVIDIA = re.compile(
     r"nvidia|cuda|geforce|rtx|tesla|quadro|"
@@ -85,9 +90,10 @@ def words(seed: int, fills_N: IndexArray, elements_N: IndexArray, count: int, st
 def exponential_of(bits: npt.NDArray[np.uint32]) -> FloatArray:
     """PyTorch's float32 exponential of a random word, float64[N]."""
     uniform = bits.astype(np.float32) * np.float32(2.0**-32) + np.float32(2.0**-33)
-    # float32 matters up to here; the card's logarithm is only good to about 1e-6, so float64 is as right as any.
+    # float32 matters up to here; elsewhere the card's logarithm is only good to about 1e-6, as right as any.
     capped = uniform >= np.float32(1.0 - 2.0**-24)
     q = -np.log(np.where(capped, np.float32(0.5), uniform).astype(np.float64))
+    q -= SHORT * (uniform > np.float32(NEAR_ONE))
     return np.where(capped, CAP, q)
 
 

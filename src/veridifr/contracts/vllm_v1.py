@@ -58,4 +58,4 @@ class VllmV1CudaExp32(VllmContract):
 
 
 _ROUNDING = 1024
-"""More than float32 rounding moves u, in units of 2^-32."""
+"""More than float32 rounding and the card's logarithm move u, in units of 2^-32."""
