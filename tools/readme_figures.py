@@ -122,7 +122,9 @@ def _decisions(figures: dict[str, Any]) -> list[str]:
 
 
 def _settings(figures: dict[str, Any]) -> list[str]:
-    """What the sampling settings of the audited requests do to the partial AUC."""
+    """What the sampling settings of the audited requests do to the partial AUC; nothing if one was measured."""
+    if not figures["settings"]:
+        return []
     columns = {"top-k 50, top-p 0.95": figures} | {SETTINGS[name]: found for name, found in figures["settings"].items()}
     lines = [
         "",

@@ -27,8 +27,8 @@ FEWEST_THREADS = 1024
 CAP = 2.0**-24
 """Smallest exponential that PyTorch's transform yields in float32."""
 NEAR_ONE, SHORT = 1.0 - 2.0**-10, 0.795 * 2.0**-24
-"""From this uniform on, the card's fast logarithm (lg2.approx times ln 2) is so much short of the exact one: rows of an
-H200 show it. Most tokens don't feel it. But at a Gumbel noise of 14 to 16, where a token of probability 1e-6 wins, it is
+"""From this uniform on, the card's fast logarithm (lg2.approx times ln 2) is so much short of the exact one, as rows of
+an H200 show. Most tokens don't feel it. At a Gumbel noise of 14 to 16, where a token of probability 1e-6 wins, it makes
 0.06 to 0.5: without it such tokens of honest providers, which a temperature above 1 brings, look like another model's.
 """
 CUDA_BOUND = -math.log(CAP)
