@@ -89,7 +89,7 @@ def judged(arrays: Mapping[str, Any], name: str) -> Floats:
     """Statistics [S, E, N] of the sequences of a set that had no part in the calibration split, in a fixed lot."""
     scores = np.asarray(arrays[f"{name}/scores"], dtype=np.float64)
     scores = scores[~arrays[f"{name}/fit"]] if name in HONEST else scores
-    return scores[np.random.default_rng(len(scores)).permutation(len(scores))]
+    return _lot(scores)
 
 
 def batches(
@@ -128,22 +128,26 @@ def _mixed(sets: list[Floats]) -> Floats:
 
 def told(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """By deviation and contiguous tokens, the partial AUC of a likelihood ratio that was told the deviation: its error
-    sizes fitted on half of its own sequences and judged on the other half, or its very temperature. What no score that
-    adds up tokens can be expected to pass. Of single sequences; empty where the file holds none."""
+    sizes fitted on half of its own sequences and judged on the other half, or its very temperature. It is no bound: a
+    score that mixes sizes may do better. Of single sequences; empty where the file holds none."""
     layout, found = Layout(layout_of(arrays).edges, ("told",), ()), {}
     for name in deviating(arrays):
         if f"{name}/told" not in arrays:
             continue
-        honest = _mixed([_lot(arrays[f"{one}/told.{name}"]) for one in honest_sets(arrays)])
-        rows = _column(honest, _lot(arrays[f"{name}/told"]), 1, layout)
+        honest = _mixed([_told_of(arrays, f"{one}/told.{name}") for one in honest_sets(arrays)])
+        rows = _column(honest, _told_of(arrays, f"{name}/told"), 1, layout)
         found[name] = {tokens: cell["pauc"] for tokens, cell in rows.items()}
     return found
 
 
-def _lot(values_SE: Any) -> Floats:
-    """Sequences in a fixed lot, [S, E, 1]."""
-    values = np.asarray(values_SE, dtype=np.float64)[:, :, None]
-    return values[np.random.default_rng(len(values)).permutation(len(values))]
+def _told_of(arrays: Mapping[str, Any], key: str) -> Floats:
+    """What was told of a set's sequences, as the one statistic of `judged`: [S, E, 1]."""
+    return _lot(np.asarray(arrays[key], dtype=np.float64)[:, :, None])
+
+
+def _lot(scores: Floats) -> Floats:
+    """Sequences in a fixed lot."""
+    return scores[np.random.default_rng(len(scores)).permutation(len(scores))]
 
 
 def ceilings(arrays: Mapping[str, Any]) -> dict[str, dict[str, float]]:

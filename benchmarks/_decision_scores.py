@@ -113,6 +113,11 @@ class Fitted:
     others: NamedStatistics
 
 
+def some_of(fits: Sequence[Scores]) -> list[Scores]:
+    """`FITTED_SEQUENCES` of the calibration split, in a random order that is always the same."""
+    return [fits[i] for i in np.random.default_rng(0).permutation(len(fits))[:FITTED_SEQUENCES]]
+
+
 def fitted_on(fits: Sequence[Scores]) -> Fitted:
     """The likelihood score and the statistics it is compared with."""
     statistic = fit_statistic(fits)
@@ -179,8 +184,8 @@ def collect(reference: Reference, pool: Executor, out: Path, limit: int | None) 
     honest = {name: replayed(reference, traces[name], pool) for name in HONEST}
     split = {name: np.array([in_calibration(trace) for trace in traces[name]]) for name in traces}
     fits = [s for name in HONEST for s, fit in zip(honest[name], split[name], strict=True) if fit]
-    rng = np.random.default_rng(0)
-    fitted = fitted_on([fits[i] for i in rng.permutation(len(fits))[:FITTED_SEQUENCES]])
+    fits = some_of(fits)
+    fitted = fitted_on(fits)
     print("fitted", fitted.statistic.sigma, fitted.statistic.epsilon, fitted.others, flush=True)
     for name in traces:
         scores = honest.pop(name) if name in honest else replayed(reference, traces[name], pool)
@@ -196,7 +201,7 @@ def collect(reference: Reference, pool: Executor, out: Path, limit: int | None) 
     write_arrays(
         out, {key: shortened(value, SHUFFLED_BITS if "/shuffled" in key else 10) for key, value in arrays.items()}
     )
-    return described(reference, fitted, min(FITTED_SEQUENCES, len(fits)))
+    return described(reference, fitted, len(fits))
 
 
 def described(reference: Reference, fitted: Fitted, sequences: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Scores under other sampling settings than the usual one: the same deviations, shorter prefixes, fewer statistics.
 
 The sequences are made by `tools/gpu_traces.py plan unfiltered` and `plan hot` on a GPU and are not kept. Beside our
-score and its peers there is one that was *told* the deviation: what is left to gain for a score that adds up tokens.
+score and its peers there is one that was *told* the deviation, to see what knowing it would gain.
 Every process has a reference of its own and replays parts of the sets.
 """
 
@@ -89,7 +89,7 @@ def collect(source: Source, out: Path, setting: str, jobs: int, limit: int | Non
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         items = [part for name in honest for part in parts[name]]
         fits = [scores for found in pool.map(partial(_calibration, source), items) for scores in found]
-        fits = [fits[i] for i in np.random.default_rng(0).permutation(len(fits))[: scores_of.FITTED_SEQUENCES]]
+        fits = scores_of.some_of(fits)
         fitted = scores_of.fitted_on(fits)
         print("fitted", fitted.statistic.sigma, fitted.statistic.epsilon, fitted.statistic.spread, flush=True)
         null_G = fit_shares(np.concatenate([_logs(scores, fitted) for scores in fits]))

@@ -27,7 +27,6 @@ import _results
 from _decision_figures import figures_of, setting_figures, told_figures
 
 RESULTS = _results.RESULTS / "decisions.json"
-SCORES = _results.RESULTS / "decisions.npz"
 SETTINGS = ("usual", "unfiltered", "hot")
 
 
