@@ -29,8 +29,9 @@ _STEPS = (2, 3, 4, 6, 8)
 """Spreads that are tried, in units of the usual one: their three sizes lie on the grid of sigma."""
 _GAIN = 5.0
 """Nats of log-likelihood that a larger spread must gain."""
-_DOUBT = 4.8
-"""Nats that an epsilon may lose before known noise rules it out: half of chi-square's 9.55, one-sided at 99.9 %."""
+_DOUBT = 0.5
+"""Nats that a larger epsilon may lose. Where none of n tokens is unexplained it is then 1 / (2 n), as with Jeffreys's
+prior."""
 _SHARED_EPSILONS = EPSILON_GRID[::2]
 """Every other one: shares are fitted for each."""
 _SHARED_GAIN = 20.0
@@ -87,8 +88,8 @@ def _likeliest(
     fits: Sequence[Scores], wins: Sequence[Floats], grid: Floats, doubt: float = 0.0
 ) -> tuple[float, float, float]:
     """Log-likelihood, sigma and epsilon: of the values of epsilon that lose at most `doubt` nats to the likeliest, the
-    largest. So few tokens are of that kind that the likeliest is a matter of chance, and one too small takes the next
-    of them for a deviation."""
+    largest. Tokens of that kind are so rare that few sequences often hold none, which does not make them impossible;
+    more doubt than half a token would hide the few tokens that a provider replaces."""
     found = []
     for epsilon in EPSILON_GRID:
         totals = np.array([mix(matrix, scores, epsilon).sum(axis=0) for matrix, scores in zip(wins, fits, strict=True)])

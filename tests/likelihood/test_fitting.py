@@ -11,6 +11,7 @@ import pytest
 from makers import contenders, scores_of
 from veridifr import fitting
 from veridifr.fitting import fit_statistic
+from veridifr.likelihood import decisive_gap
 from veridifr.scores import Scores
 from veridifr.statistic import SPREAD, simulate
 
@@ -56,13 +57,25 @@ def test_one_size_is_found_again_with_the_usual_spread(sigma: float) -> None:
     assert found.spread == SPREAD
 
 
-def test_epsilon_is_the_largest_that_the_tokens_do_not_rule_out() -> None:
-    """No token is unexplained, so of n tokens it is about 5/n (4.8 nats), to the next value of the grid below."""
+def test_epsilon_is_half_a_token_where_none_is_unexplained() -> None:
+    """No token is, so of n tokens it is about 1 / (2 n), to the next value of the grid below."""
     sequences = made({0.02: 1.0}, 60, 6)
     few, many = fit_statistic(sequences[:4]).epsilon, fit_statistic(sequences).epsilon
     assert few > many
-    assert 1 <= 4 * TOKENS * few <= 10
-    assert 1 <= 60 * TOKENS * many <= 10
+    assert 0.1 <= 4 * TOKENS * few <= 1
+    assert 0.1 <= 60 * TOKENS * many <= 1
+
+
+def test_one_replaced_token_outranks_honest_sequences_after_a_small_calibration() -> None:
+    """48 sequences to fit on, and one token in each judged sequence that no logit error explains."""
+    rng = np.random.default_rng(9)
+    statistic = fit_statistic(made({0.02: 1.0}, 48, 7))
+    honest = made({0.02: 1.0}, 100, 8)
+    drawn = [erring(one, np.where(np.arange(TOKENS) == 150, 8.0, 0.0), rng) for one in honest]
+    replaced = [one for one in drawn if decisive_gap(one.contenders, TOKENS)[150] < -1.5]
+    low, high = (np.array([statistic.prefix_scores(one, [TOKENS])[0] for one in part]) for part in (honest, replaced))
+    assert len(replaced) >= 20
+    assert np.mean(high[:, None] > low[None]) > 0.95
 
 
 def test_a_heavy_tail_has_a_larger_spread() -> None:
