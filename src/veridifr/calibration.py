@@ -252,6 +252,7 @@ def calibrate(
             [item.measured for fit, _ in parts for item in fit],
             [(stack.name, [item.measured for item in null]) for stack, (_, null) in zip(stacks, parts, strict=True)],
             sensitivity=sensitivity,
+            seed=seed,
         ),
         heats=HEATS if unknown else (),
         seeded_tokens=seeded_tokens([(item.scores, item.planned.end) for item in whole], statistic, detect, edges)

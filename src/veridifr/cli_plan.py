@@ -20,7 +20,7 @@ def run(given: argparse.Namespace) -> int:
 
     calibration, _ = read_calibration(given.calibration)
     aim = Aim(share=given.share, alpha=given.alpha, power=given.power, tokens=given.tokens)
-    found = plan(calibration, given.deviation, aim)
+    found = plan(calibration, given.deviation, aim, fingerprints=given.fingerprints)
     if given.json_output:
         print(json.dumps({"schema": SCHEMA, **dataclasses.asdict(found)}, indent=1, allow_nan=False))
     else:
@@ -31,10 +31,9 @@ def run(given: argparse.Namespace) -> int:
 def lines(found: Plan) -> list[str]:
     """The plan for a terminal."""
     aim, share = found.aim, "" if found.aim.share == 1.0 else f" on {found.aim.share:.0%} of the requests"
-    text = [
-        f"{found.deviation}{share}: logit noise {found.sigma:.3g}, {found.multiple:.2g} times the honest one; "
-        f"false-positive rate {aim.alpha:g}, power {aim.power:g}"
-    ]
+    times = f"{found.multiple:.2g} times the honest one"
+    said = f"errors of hidden states {times}s" if found.sigma is None else f"logit noise {found.sigma:.3g}, {times}"
+    text = [f"{found.deviation}{share}: {said}; false-positive rate {aim.alpha:g}, power {aim.power:g}"]
     if found.source is not None:
         text.append(f"  its size was {found.source}")
     text.append("  tokens of each   sequences   tokens in all   (fixed test)")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from veridifr.errors import CalibrationError, FingerprintError
-from veridifr.fingerprint_null import FingerprintNull, NullSequence, NullStack
+from veridifr.fingerprint_null import SIMULATED_TOKENS, FingerprintNull, NullSequence, NullStack
 from veridifr.fingerprints.score import SHARED_SIZES, ErrorScale
 from veridifr.fingerprints.spec import from_dict, to_dict
 from veridifr.strict_fields import Fields
@@ -24,12 +24,18 @@ def null_to_dict(null: FingerprintNull) -> dict[str, Any]:
         "stacks": [
             {
                 "name": stack.name,
-                "sequences": [{"id": one.id, "scores": [list(row) for row in one.scores]} for one in stack.sequences],
+                "sequences": [_sequence_to_dict(one) for one in stack.sequences],
             }
             for stack in null.stacks
         ],
         **({"sensitivity": True} if null.sensitivity else {}),
+        **({"effects": list(null.effects)} if null.effects else {}),
     }
+
+
+def _sequence_to_dict(one: NullSequence) -> dict[str, Any]:
+    found: dict[str, Any] = {"id": one.id, "scores": [list(row) for row in one.scores]}
+    return found | ({"simulated": [list(row) for row in one.simulated]} if one.simulated else {})
 
 
 def null_from_value(value: object, stacks: Sequence[Stack], edges: Sequence[int]) -> FingerprintNull:
@@ -47,7 +53,10 @@ def null_from_value(value: object, stacks: Sequence[Stack], edges: Sequence[int]
     entries = fields.sequence("stacks")
     if len(entries) != len(stacks):
         raise CalibrationError(f"fingerprints.stacks: got {len(entries)}, expected {len(stacks)}")
-    rows = 1 + len(scales) if len(scales) > 1 else 1
+    effects = tuple(fields.numbers("effects", 1.0, 1e4)) if fields.optional("effects") is not None else ()
+    if sorted(set(effects)) != list(effects):
+        raise CalibrationError("fingerprints.effects: expected ascending")
+    rows = (1 + len(scales) if len(scales) > 1 else 1, len(effects))
     found = tuple(
         _stack(f"fingerprints.stacks[{i}]", entry, stack, edges, rows)
         for i, (entry, stack) in enumerate(zip(entries, stacks, strict=True))
@@ -56,7 +65,7 @@ def null_from_value(value: object, stacks: Sequence[Stack], edges: Sequence[int]
     if sensitivity is not None and sensitivity is not True:
         raise CalibrationError(f"fingerprints.sensitivity: got {sensitivity!r:.40}, expected true or nothing")
     fields.finish()
-    return FingerprintNull(spec=spec, scales=scales, stacks=found, sensitivity=sensitivity is True)
+    return FingerprintNull(spec=spec, scales=scales, stacks=found, sensitivity=sensitivity is True, effects=effects)
 
 
 def _scale_to_dict(scale: ErrorScale) -> dict[str, Any]:
@@ -82,7 +91,8 @@ def _scale(index: int, value: object) -> ErrorScale:
     return found
 
 
-def _stack(where: str, value: object, stack: Stack, edges: Sequence[int], rows: int) -> NullStack:
+def _stack(where: str, value: object, stack: Stack, edges: Sequence[int], rows: tuple[int, int]) -> NullStack:
+    """`rows`: how many of scores, and how many of simulated ones."""
     fields = Fields(where, value)
     name, entries = fields.text("name"), fields.sequence("sequences")
     fields.finish()
@@ -90,13 +100,21 @@ def _stack(where: str, value: object, stack: Stack, edges: Sequence[int], rows: 
         raise CalibrationError(f"{where}: expected the {len(stack.sequences)} null sequences of {stack.name[:60]!r}")
     found = []
     for i, (entry, honest) in enumerate(zip(entries, stack.sequences, strict=True)):
-        one = Fields(f"{where}.sequences[{i}]", entry)
-        scores = one.tables("scores", -1e6, 1e6)
+        here = f"{where}.sequences[{i}]"
+        one = Fields(here, entry)
         if one.text("id") != honest.id:
-            raise CalibrationError(f"{where}.sequences[{i}].id: expected {honest.id[:60]!r}, as in stacks")
+            raise CalibrationError(f"{here}.id: expected {honest.id[:60]!r}, as in stacks")
+        reached = [edge for edge in edges if edge <= honest.tokens]
+        short = [edge for edge in reached if edge <= SIMULATED_TOKENS]
+        scores = _table(here, one, "scores", (rows[0], len(reached)))
+        simulated = _table(here, one, "simulated", (rows[1], len(short))) if rows[1] else ()
         one.finish()
-        reached = sum(edge <= honest.tokens for edge in edges)
-        if len(scores) != rows or any(len(row) != reached for row in scores):
-            raise CalibrationError(f"{where}.sequences[{i}].scores: expected {rows} rows of {reached} scores")
-        found.append(NullSequence(id=honest.id, scores=tuple(map(tuple, scores))))
+        found.append(NullSequence(id=honest.id, scores=scores, simulated=simulated))
     return NullStack(name=name, sequences=tuple(found))
+
+
+def _table(where: str, fields: Fields, name: str, shape: tuple[int, int]) -> tuple[tuple[float, ...], ...]:
+    found = fields.tables(name, -1e6, 1e6)
+    if len(found) != shape[0] or any(len(row) != shape[1] for row in found):
+        raise CalibrationError(f"{where}.{name}: expected {shape[0]} rows of {shape[1]} scores")
+    return tuple(map(tuple, found))

@@ -14,7 +14,7 @@ _SAME = 0.01
 
 
 def holding(calibration: Calibration, multiple: float) -> tuple[Calibration, int]:
-    """The calibration with scores for errors of `multiple` times the honest noise, and their place among its effects.
+    """The calibration with scores for errors of `multiple` times the honest ones, and their place among its effects.
 
     Between two stored sizes each sequence's scores lie between its own at both, linear in the logarithm of the size:
     the same text is scored at every size. Beyond the largest the largest is taken, which is too small. Raises
@@ -27,8 +27,8 @@ def holding(calibration: Calibration, multiple: float) -> tuple[Calibration, int
     place = int(np.searchsorted(effects, multiple))
     if place == 0:
         raise CalibrationError(
-            f"deviation: {multiple:.3g} times the honest noise; the calibration holds simulated scores from "
-            f"{effects[0]:.3g} times (sigma={effects[0] * calibration.statistic.sigma:.3g}) on, so it cannot say"
+            f"deviation: {multiple:.3g} times the honest size; the calibration holds simulated scores from "
+            f"{effects[0]:.3g} times on, so it cannot say"
         )
     if place == len(effects):
         return calibration, place - 1

@@ -3,12 +3,15 @@
 Audits are simulated from the calibration's own scores of deviations of the sizes that it holds; between two of them
 scores are interpolated. It is an estimate: how well it holds depends on how many scores there are, and on how much the
 deviation resembles independent errors of that size. Error rates do not depend on it.
+
+Fingerprints are planned in the same way, from the scores that the calibration holds of them (`fingerprint_null`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,7 @@ from veridifr.betting import Sequential, design, informed_at, simulation_of
 from veridifr.calibration import Calibration, scores_at
 from veridifr.deviations import Shown, size_of
 from veridifr.errors import CalibrationError
+from veridifr.fingerprint_null import SIMULATED_TOKENS
 from veridifr.interpolated import holding
 
 Floats = npt.NDArray[np.float64]
@@ -31,6 +35,8 @@ _MOST_SEQUENTIAL = 500
 _SATURATES = 60
 """Sequences beyond which a power that rises no longer has reached its end: the bag fills with what it should find."""
 _MIXED = 4000
+_FIXED_ALONE = "A sequential audit looks at fingerprints too, after each sequence; what it takes is not planned."
+Evidence = Literal["tokens", "fingerprints"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +91,7 @@ class Option:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to buy. `multiple` is the deviation's size, `planned_multiple` the one that it was planned with: the largest
-    stored one where the deviation is larger than all.
+    stored one where the deviation is larger than all. `sigma` is that size in logits, None for fingerprints.
 
     `best` is the option to take, None if none is enough. `touched` is the chance that the fixed number of requests
     holds one that deviates, 1 - (1 - share)^n. `warnings` say what the calibration can't support, `source` where a
@@ -94,7 +100,8 @@ class Plan:
 
     deviation: str
     aim: Aim
-    sigma: float
+    evidence: Evidence
+    sigma: float | None
     multiple: float
     planned_multiple: float
     source: str | None
@@ -104,38 +111,68 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def plan(calibration: Calibration, deviation: str, aim: Aim | None = None) -> Plan:
-    """How many sequences an audit needs to find `deviation` (a name of `deviations.MULTIPLES`, or ``sigma=X``).
+def plan(calibration: Calibration, deviation: str, aim: Aim | None = None, *, fingerprints: bool = False) -> Plan:
+    """How many sequences an audit needs to find `deviation` by its tokens: a name of `deviations.MULTIPLES`, or
+    ``sigma=X`` in logits. With `fingerprints`: by these alone, at half of alpha, as audits test them; ``errors=X`` is a
+    deviation of X times the honest errors.
 
     Raises `CalibrationError` for a deviation or a length that the calibration holds no scores for.
     """
     aim = aim or Aim()
-    multiple, source = size_of(deviation, calibration.statistic.sigma, _shown(calibration))
-    heat = _heat(deviation, calibration)
-    simulated, effect = (
-        holding(calibration, multiple) if heat is None else (calibration, len(calibration.effects) + heat)
-    )
-    places = _places(calibration, aim)
-    options = [Option(tokens=calibration.edges[p], fixed=_fixed(simulated, p, effect, aim)) for p in places]
+    held = _of_fingerprints(calibration) if fingerprints else calibration
+    shown = "fingerprints" if fingerprints else _shown(calibration)
+    multiple, source = size_of(deviation, calibration.statistic.sigma, shown)
+    heat = None if fingerprints else _heat(deviation, calibration)
+    simulated, effect = holding(held, multiple) if heat is None else (held, len(held.effects) + heat)
+    tested = replace(aim, alpha=aim.alpha / 2) if fingerprints else aim
+    places = _places(held, aim, shortest=1 if fingerprints else _SHORTEST)
+    options = [Option(tokens=held.edges[p], fixed=_fixed(simulated, p, effect, tested)) for p in places]
     enough = [(option, place) for option, place in zip(options, places, strict=True) if option.fixed is not None]
     best, touched = None, None
     if enough:
         chosen, place = min(enough, key=lambda pair: pair[0].fixed_tokens or 0)
-        best = replace(chosen, sequential=_sequential(calibration, simulated, place, effect, aim))
+        sequential = None if fingerprints else _sequential(held, simulated, place, effect, aim)
+        best = replace(chosen, sequential=sequential)
         options = [best if option is chosen else option for option in options]
         touched = 1.0 - (1.0 - aim.share) ** (chosen.fixed or 0)
+    warnings = _warnings(simulated, tested, multiple, effect, best, places)
+    if best is not None:
+        warnings += [_FIXED_ALONE] if fingerprints else _sequential_warnings(simulated, aim, effect, best)
     return Plan(
         deviation=deviation,
         aim=aim,
-        sigma=multiple * calibration.statistic.sigma,
+        evidence="fingerprints" if fingerprints else "tokens",
+        sigma=None if fingerprints else multiple * calibration.statistic.sigma,
         multiple=multiple,
         planned_multiple=simulated.effects[effect] if heat is None else multiple,
         source=source if heat is None else None,
         options=tuple(options),
         best=best,
         touched=touched,
-        warnings=tuple(_warnings(simulated, aim, multiple, effect, best, places)),
+        warnings=tuple(warnings),
     )
+
+
+def _of_fingerprints(calibration: Calibration) -> Calibration:
+    """The calibration with its fingerprints' scores, over all taps, in place of its tokens', and none to bet from."""
+    null = calibration.fingerprints
+    if null is None or not null.effects:
+        lacks = "knows nothing of them" if null is None else "holds no simulated scores of them"
+        raise CalibrationError(f"plan: fingerprints: the calibration {lacks}; make it again, with --fingerprints")
+    edges = tuple(edge for edge in calibration.edges if edge <= SIMULATED_TOKENS)
+    stacks = tuple(
+        replace(
+            stack,
+            fit=(),
+            sequences=tuple(
+                replace(one, surprise=(), scores=own.scores[0][: len(edges)], simulated=own.simulated)
+                for one, own in zip(stack.sequences, printed.sequences, strict=True)
+            ),
+        )
+        for stack, printed in zip(calibration.stacks, null.stacks, strict=True)
+    )
+    least = null.effects[0] * calibration.statistic.sigma
+    return replace(calibration, stacks=stacks, edges=edges, effects=null.effects, heats=(), detect_sigma=least)
 
 
 def _shown(calibration: Calibration) -> Shown:
@@ -157,8 +194,9 @@ def _heat(deviation: str, calibration: Calibration) -> int | None:
     return max(smaller, key=lambda k: abs(calibration.heats[k]), default=None)
 
 
-def _places(calibration: Calibration, aim: Aim) -> list[int]:
-    """Edges to compare: those with scores enough, thinned evenly in the logarithm of the length."""
+def _places(calibration: Calibration, aim: Aim, shortest: int) -> list[int]:
+    """Edges to compare: those of `shortest` tokens or more with scores enough, thinned evenly in the logarithm of the
+    length."""
     least = [
         min(len(scores_at(stack.sequences, p)) for stack in calibration.stacks) for p in range(len(calibration.edges))
     ]
@@ -175,10 +213,10 @@ def _places(calibration: Calibration, aim: Aim) -> list[int]:
             )
         within = [p for p in usable if calibration.edges[p] <= aim.tokens]
         if not within:
-            shortest = calibration.edges[usable[0]]
-            raise CalibrationError(f"plan: tokens: got {aim.tokens}, the calibration's shortest length is {shortest}")
+            first = calibration.edges[usable[0]]
+            raise CalibrationError(f"plan: tokens: got {aim.tokens}, the calibration's shortest length is {first}")
         return within[-1:]
-    long = [p for p in usable if calibration.edges[p] >= _SHORTEST] or usable[-1:]
+    long = [p for p in usable if calibration.edges[p] >= shortest] or usable[-1:]
     wanted = np.geomspace(calibration.edges[long[0]], longest, _LENGTHS)
     return sorted({min(long, key=lambda p: abs(np.log(calibration.edges[p] / length))) for length in wanted})
 
@@ -283,7 +321,7 @@ def _warnings(
     found = []
     stored = calibration.effects[effect] if effect < len(calibration.effects) else multiple
     if stored < 0.99 * multiple:
-        found.append(f"Planned with the largest size that the calibration holds, {stored:.3g} times the honest noise.")
+        found.append(f"Planned with the largest size that the calibration holds, {stored:.3g} times the honest one.")
     fewest = min(len(scores_at(stack.sequences, p)) for stack in calibration.stacks for p in places)
     if fewest < 30:
         found.append(f"A stack has only {fewest} honest sequences of some length: take this as an order of magnitude.")
@@ -303,11 +341,15 @@ def _warnings(
         found.append("More sequences than the calibration has of a stack: enlarge it first, its own luck decides much.")
     if multiple < 0.999 * calibration.effects[calibration.detect_place]:
         found.append("Smaller than what `consistent` rules out: for a verdict on it calibrate with --detect sigma=X.")
-    if best.sequential is None:
-        found.append(_no_sequential(calibration, aim, best))
-    elif aim.share < 1.0 or not calibration.detect_place <= effect < len(calibration.effects):
-        found.append("The sequential audit must not give up for it: audit with --sequential --never-give-up.")
     return found
+
+
+def _sequential_warnings(calibration: Calibration, aim: Aim, effect: int, best: Option) -> list[str]:
+    if best.sequential is None:
+        return [_no_sequential(calibration, aim, best)]
+    if aim.share < 1.0 or not calibration.detect_place <= effect < len(calibration.effects):
+        return ["The sequential audit must not give up for it: audit with --sequential --never-give-up."]
+    return []
 
 
 def _no_sequential(calibration: Calibration, aim: Aim, best: Option) -> str:

@@ -36,6 +36,17 @@ def test_calibrate_and_audit(printed: Recorded, tmp_path: Path) -> None:
     assert main([*audit, "--fingerprints", "off", "--alpha", "0.02"]) == 0
 
 
+def test_plan_with_what_calibrate_left(printed: Recorded, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """int4 weights show in fewer tokens by fingerprints than by tokens."""
+    write_calibration(tmp_path / "c.json", printed.calibration)
+    command = ["plan", "--calibration", str(tmp_path / "c.json"), "--deviation", "int4", "--alpha", "0.1", "--json"]
+    best = []
+    for more in ([], ["--fingerprints"]):
+        assert main([*command, *more]) == 0
+        best.append(json.loads(capsys.readouterr().out)["best"])
+    assert best[1]["fixed"] * best[1]["tokens"] < best[0]["fixed"] * best[0]["tokens"]
+
+
 def test_replay_keeps_projections(printed: Recorded, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text(json.dumps(to_dict(SPEC)))
     write_traces(tmp_path / "t.jsonl", printed["v1"][:2])

@@ -52,6 +52,44 @@ def test_sensitivity_is_said_only_where_it_is_used(tmp_path: Path) -> None:
     assert read_calibration(tmp_path / "c")[0] == sensitive
 
 
+def simulated() -> Calibration:
+    """`PRINTED` with scores of errors twice and four times as large."""
+    assert PRINTED.fingerprints is not None
+    stack = PRINTED.fingerprints.stacks[0]
+    rows = (((0.5, 1.0), (1.5, 2.5)), ((0.5,), (1.5,)))
+    sequences = tuple(replace(one, simulated=row) for one, row in zip(stack.sequences, rows, strict=True))
+    null = replace(PRINTED.fingerprints, effects=(2.0, 4.0), stacks=(replace(stack, sequences=sequences),))
+    return replace(PRINTED, fingerprints=null)
+
+
+def test_simulated_scores_are_read_again(tmp_path: Path) -> None:
+    assert "effects" not in to_dict(PRINTED)["fingerprints"]
+    write_calibration(tmp_path / "c", simulated())
+    assert read_calibration(tmp_path / "c")[0] == simulated()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(effects=[4.0, 2.0]), r"fingerprints\.effects: expected ascending"),
+        (lambda v: v.update(effects=[2.0, 2.0]), r"fingerprints\.effects: expected ascending"),
+        (lambda v: v.update(effects=[0.5, 2.0]), r"fingerprints\.effects\[0\]: got 0\.5, expected a number in 1 to"),
+        (lambda v: v.update(effects=[2.0]), r"sequences\[0\]\.simulated: expected 1 rows of 2 scores"),
+        (lambda v: v.pop("effects"), r"sequences\[0\]\.simulated: not a field"),
+        (lambda v: v["stacks"][0]["sequences"][1].pop("simulated"), r"sequences\[1\]\.simulated: missing"),
+        (
+            lambda v: v["stacks"][0]["sequences"][1]["simulated"][1].append(1.0),
+            r"sequences\[1\]\.simulated: expected 2 rows of 1 scores",
+        ),
+    ],
+)
+def test_simulated_scores_that_fit_nothing(change: Any, message: str) -> None:
+    whole = copy.deepcopy(to_dict(simulated()))
+    change(whole["fingerprints"])
+    with pytest.raises(CalibrationError, match=message):
+        from_dict(whole)
+
+
 def shared() -> Calibration:
     """`PRINTED` with shares of sizes at its second tap."""
     assert PRINTED.fingerprints is not None
@@ -91,11 +129,11 @@ def test_what_a_calibration_says_of_sensitivity(value: object) -> None:
         from_dict(whole)
 
 
-@pytest.mark.parametrize("where", list(paths(to_dict(PRINTED)["fingerprints"])), ids=str)
+@pytest.mark.parametrize("where", list(paths(to_dict(simulated())["fingerprints"])), ids=str)
 @pytest.mark.parametrize("value", ["x", -1, None, [], {}])
 def test_every_field_of_fingerprints_is_checked(where: tuple[str | int, ...], value: Any) -> None:
     """Another value is refused as a calibration's fault, or is one that the format allows."""
-    whole = copy.deepcopy(to_dict(PRINTED))
+    whole = copy.deepcopy(to_dict(simulated()))
     inner: Any = whole["fingerprints"]
     for step in where[:-1]:
         inner = inner[step]

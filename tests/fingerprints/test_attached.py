@@ -12,7 +12,7 @@ import pytest
 
 from makers import make_trace, whole_rows
 from veridifr.errors import FingerprintError
-from veridifr.fingerprint_null import fit_null, measure, prefix_scores
+from veridifr.fingerprint_null import EFFECTS, Measured, fit_null, measure, prefix_scores, simulated_scores
 from veridifr.fingerprints import ErrorScale, FingerprintSpec, fingerprint, fingerprint_of, with_fingerprint
 from veridifr.fingerprints.attached import KEY
 from veridifr.fingerprints.spec import to_dict
@@ -134,3 +134,42 @@ def test_the_documents_example_is_one() -> None:
     value = json.loads(text.split("## In a trace", 1)[1].split("```json", 1)[1].split("```", 1)[0])
     found = fingerprint_of(replace(make_trace([7]), extra={KEY: value}))
     assert found is not None and found.payloads == (b"\xc9",)
+
+
+def exact(seed: int = 0) -> Measured:
+    """A fingerprint of which every code is that of the verifier's own projections."""
+    evidence = replace(whole_rows(stamped(seed), np.zeros((TOKENS, 9))), projections_AFK=np.stack(values(seed)))
+    return measure(stamped(seed), evidence, SPEC)
+
+
+def test_simulated_scores_rise_with_the_size_of_errors() -> None:
+    scales, effects = (ErrorScale(sigma=0.02), ErrorScale(sigma=0.04)), (1.0, 2.0, 4.0, 16.0)
+    rng = np.random.default_rng(3)
+    found = np.mean([simulated_scores(exact(seed), SPEC, scales, [1, 5], effects, rng) for seed in range(60)], axis=0)
+    assert found.shape == (4, 2)
+    assert (np.diff(found, axis=0) > 0).all()
+    assert (found[0] < 0).all() and (found[-1] > 0).all()
+    assert found[-1, 1] > found[-1, 0]
+
+
+def test_simulated_honest_errors_score_as_honest_ones_do() -> None:
+    """Once the honest size: the same mean as of errors drawn by hand, within 4 standard errors."""
+    scales = (ErrorScale(sigma=0.02, spread=0.0), ErrorScale(sigma=0.04, spread=0.0))
+    rng, drawn, own = np.random.default_rng(4), [], []
+    for seed in range(300):
+        drawn.append(simulated_scores(exact(seed), SPEC, scales, [5], [1.0], rng)[0, 0])
+        errors = rng.normal(size=(2, 3, 4)) * np.array([0.02, 0.04])[:, None, None]
+        moved = replace(exact(seed), own_AFK=(np.stack(values(seed)) + errors).astype(np.float32))
+        own.append(prefix_scores(moved, SPEC, scales, [5])[0, 0])
+    apart = np.sqrt((np.var(drawn) + np.var(own)) / 300)
+    assert abs(np.mean(drawn) - np.mean(own)) < 4 * apart
+
+
+def test_long_prefixes_are_not_simulated() -> None:
+    null = fit_null(SPEC, [2, 5, 9], [exact(seed) for seed in range(40)], [("one", [exact(50)])])
+    assert null is not None and null.effects == EFFECTS
+    (one,) = null.stacks[0].sequences
+    assert np.shape(one.simulated) == (len(EFFECTS), 2)  # 9 tokens are more than there are
+    again = fit_null(SPEC, [2, 5, 9], [exact(seed) for seed in range(40)], [("one", [exact(50)])])
+    assert again == null
+    assert null.alone("final").effects == () and null.alone("final").stacks[0].sequences[0].simulated == ()

@@ -17,6 +17,8 @@ from veridifr.calibration import Calibration, HonestSequence, Stack
 from veridifr.calibration_io import write_calibration
 from veridifr.deviations import MULTIPLES
 from veridifr.errors import CalibrationError
+from veridifr.fingerprint_null import FingerprintNull, NullSequence, NullStack
+from veridifr.fingerprints import ErrorScale, FingerprintSpec
 from veridifr.fitting import EFFECTS
 from veridifr.interpolated import holding
 from veridifr.planning import Aim, Plan, plan
@@ -125,7 +127,7 @@ def test_between_two_sizes_scores_are_interpolated(normal: Calibration) -> None:
 def test_beyond_the_largest_size_that_one_is_taken(normal: Calibration) -> None:
     found = plan(normal, "sigma=0.9", Aim(tokens=64))
     assert (found.multiple, found.planned_multiple) == (pytest.approx(30.0), 10.0)
-    assert found.warnings[0] == "Planned with the largest size that the calibration holds, 10 times the honest noise."
+    assert found.warnings[0] == "Planned with the largest size that the calibration holds, 10 times the honest one."
     assert found.options == plan(normal, "sigma=0.3", Aim(tokens=64)).options
 
 
@@ -201,12 +203,62 @@ def test_every_named_deviation_is_within_the_stored_sizes() -> None:
         ("sigma=0", "deviation: got 'sigma=0', expected sigma=X with X in logits above 0"),
         ("sigma=nan", "deviation: got 'sigma=nan'"),
         ("sigma=x", "deviation: got 'sigma=x'"),
-        ("sigma=0.05", r"1\.67 times the honest noise; the calibration holds simulated scores from 2 times"),
+        ("sigma=0.05", r"1\.67 times the honest size; the calibration holds simulated scores from 2 times"),
     ],
 )
 def test_deviations_that_cannot_be_planned(normal: Calibration, deviation: str, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
         plan(normal, deviation)
+
+
+@pytest.fixture(scope="module")
+def printed() -> Calibration:
+    """`synthetic` with fingerprints whose scores at 16 tokens lie 0.7 and 3 deviations higher for errors 2 and 4 times
+    as large; its tokens tell nothing of them."""
+    calibration = synthetic()
+    rng, (stack,) = np.random.default_rng(2), calibration.stacks
+    columns = np.array([normal_scores(len(stack.sequences), rng) for _ in range(3)]) + np.array([[0.0], [0.7], [3.0]])
+    sequences = tuple(
+        NullSequence(id=one.id, scores=((score, 9.0),), simulated=((twice, 9.0), (four, 9.0)))
+        for one, score, twice, four in zip(stack.sequences, *columns.tolist(), strict=True)
+    )
+    null = FingerprintNull(
+        spec=FingerprintSpec(seed=1, hidden_size=64, k=4, encoding="sign"),
+        scales=(ErrorScale(sigma=0.01),),
+        stacks=(NullStack(name="s", sequences=sequences),),
+        effects=(2.0, 4.0),
+    )
+    return replace(calibration, fingerprints=null)
+
+
+def test_fingerprints_are_planned_at_half_of_alpha(printed: Calibration) -> None:
+    """(2.576 + 1.282)^2 = 14.9 over d^2, where tokens at all of alpha take 13.0."""
+    found = plan(printed, "errors=2", Aim(tokens=16), fingerprints=True)
+    assert found.best is not None and found.best.fixed is not None
+    assert found.best.fixed == pytest.approx(14.9 / 0.7**2 * (1 + 14.9 / 0.7**2 / 300), rel=0.2)
+    assert (found.evidence, found.sigma, found.multiple, found.source) == ("fingerprints", None, 2.0, None)
+    assert found.best.sequential is None
+    assert found.warnings == (
+        "A sequential audit looks at fingerprints too, after each sequence; what it takes is not planned.",
+    )
+
+
+def test_a_named_deviation_of_hidden_states(printed: Calibration) -> None:
+    found = plan(printed, "fp8-kv", Aim(tokens=16, share=0.5), fingerprints=True)
+    assert 2.0 < found.multiple == found.planned_multiple < 4.0
+    assert found.source is not None and found.best is not None and found.touched is not None
+    assert plan(printed, "int4", fingerprints=True).planned_multiple == 4.0
+
+
+def test_fingerprints_that_cannot_be_planned(normal: Calibration, printed: Calibration) -> None:
+    with pytest.raises(CalibrationError, match="plan: fingerprints: the calibration knows nothing of them"):
+        plan(normal, "int8", fingerprints=True)
+    assert printed.fingerprints is not None
+    older = replace(printed, fingerprints=replace(printed.fingerprints, effects=()))
+    with pytest.raises(CalibrationError, match="plan: fingerprints: the calibration holds no simulated scores of them"):
+        plan(older, "int8", fingerprints=True)
+    with pytest.raises(CalibrationError, match=r"1\.5 times the honest size; .* simulated scores from 2 times on"):
+        plan(printed, "errors=1.5", fingerprints=True)
 
 
 def test_lengths_and_aims_that_are_refused(normal: Calibration) -> None:
@@ -238,10 +290,22 @@ def test_the_command(tmp_path: Path, normal: Calibration) -> None:
     assert found["schema"] == "veridifr-plan/1"
     assert found["aim"] == {"share": 0.5, "alpha": 0.01, "power": 0.9, "tokens": 64}
     assert found["best"]["tokens"] == 64 and found["best"]["fixed"] >= 1
+    assert found["evidence"] == "tokens"
     for options, status, message in (
+        (["--deviation", "int8", "--fingerprints"], 2, "plan: fingerprints: the calibration knows nothing of them"),
         (["--deviation", "int3"], 2, "veridifr: deviation: got 'int3'"),
         (["--deviation", "int4", "--tokens", "9999"], 2, "tokens: got 9999"),
         (["--deviation", "int4", "--share", "0"], 2, "argument --share: got '0'"),
     ):
         bad = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
         assert bad.returncode == status and message in bad.stderr and "Traceback" not in bad.stderr
+
+
+def test_the_command_for_fingerprints(tmp_path: Path, printed: Calibration) -> None:
+    write_calibration(tmp_path / "c", printed)
+    command = [sys.executable, "-m", "veridifr", "plan", "--calibration", str(tmp_path / "c"), "--fingerprints"]
+    text = subprocess.run([*command, "--deviation", "errors=2"], capture_output=True, text=True, check=True).stdout
+    assert text.startswith(
+        "errors=2: errors of hidden states 2 times the honest ones; false-positive rate 0.01, power 0.9"
+    )
+    assert "Buy " in text and "sequences of 16 tokens" in text

@@ -172,7 +172,7 @@ def _table(comparison: Comparison) -> Html:
         element("tbody", *rows),
         class_="overview compared",
     )
-    heading = element("h2", "Providers compared", id="overview")
+    heading = element("h2", "All providers at a glance", id="overview")
     return element("section", heading, element("p", _errors(comparison)), table, aria_labelledby="overview")
 
 
