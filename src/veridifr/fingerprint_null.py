@@ -160,12 +160,16 @@ def simulated_scores(
 def _errors(
     shape: tuple[int, int], scale: ErrorScale, apart_F: npt.NDArray[np.float32] | None, rng: np.random.Generator
 ) -> Floats:
-    """Honest errors of a tap's entries, float64[F, k], as its scale describes them."""
+    """Honest errors of a tap's entries, float64[F, k], as its scale describes them. Of a log-normal the factor is drawn
+    once for a sequence, as honest errors differ from prompt to prompt; rare large ones are those of single tokens."""
     sizes_S, weights_S = scale.sizes
-    size_F = scale.sigma * rng.choice(sizes_S, p=weights_S / weights_S.sum(), size=shape[0])
+    if scale.shares:
+        factor_F = rng.choice(sizes_S, p=weights_S / weights_S.sum(), size=shape[0])
+    else:
+        factor_F = np.full(shape[0], np.exp(scale.spread * rng.standard_normal()))
     if apart_F is not None and scale.relative:
-        size_F = size_F * apart_F[: shape[0]]
-    found: Floats = size_F[:, None] * rng.standard_normal(shape)
+        factor_F = factor_F * apart_F[: shape[0]]
+    found: Floats = scale.sigma * factor_F[:, None] * rng.standard_normal(shape)
     return found
 
 
