@@ -200,10 +200,9 @@ def table(found: Mapping[str, Any]) -> str:
         lines_of.setdefault(said, []).append(f"{_count(planned)} / {_count(needed)}")
     told = found["planned_over_measured"]
     lines = [
-        "Sequences planned / measured with the deviation's own fingerprints, by the tokens of each (tb7m, "
-        f"`{label(MAIN)}`, alpha {ALPHA}, power {POWER}, two honest",
-        f"stacks of {found['null_sequences']} sequences). Where they are more than a test needs at least, planned is "
-        f"{told['least']:.2f} to {told['most']:.2f} times measured.",
+        "Sequences planned / measured with the deviation's own fingerprints, by the tokens of each sequence: tb7m,",
+        f"`{label(MAIN)}`, alpha {ALPHA}, power {POWER}, two honest stacks of {found['null_sequences']} sequences.",
+        f"Where a test could do with fewer, planned is {told['least']:.2f} to {told['most']:.2f} times measured.",
         "",
         "| deviation | " + " | ".join(f"{tokens} token{'s' * (tokens > 1)}" for tokens in TOKENS) + " |",
         "|---|" + "---|" * len(TOKENS),
