@@ -203,13 +203,10 @@ def _identify(command: argparse.ArgumentParser) -> None:
 def _plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("--calibration", required=True, type=Path, metavar="C", help="from `veridifr calibrate`")
     command.add_argument(
-        "--deviation",
-        required=True,
-        metavar="D",
-        help="sigma=X in logits (of fingerprints: errors=X times the honest ones), or a name: " + ", ".join(MULTIPLES),
+        "--deviation", required=True, metavar="D", help=f"sigma=X in logits, or a name: {', '.join(MULTIPLES)}"
     )
     command.add_argument(
-        "--fingerprints", action="store_true", help="find it by fingerprints of hidden states alone, not by the tokens"
+        "--fingerprints", action="store_true", help="by fingerprints alone; the deviation is errors=X times the honest"
     )
     command.add_argument(
         "--share", type=_share, default=1.0, metavar="S", help="share of the requests that deviate (default 1)"

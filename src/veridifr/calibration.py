@@ -196,8 +196,7 @@ def calibrate(
     honest trace must carry one of that specification, and audits can use them; with `sensitivity` they are judged
     against how far rounding moves each hidden state, for a second forward pass of the reference. `sampler` is auto (the
     contract that the engine records imply) or unknown: seeds and engines are not looked at, and audits are of the
-    tokens' distribution. Raises `CalibrationError` where the traces do not agree in model, sampling or engine, or are
-    too few.
+    tokens' distribution. Raises `CalibrationError` where traces are too few, or differ in model, sampling or engine.
     """
     if not stacks or not all(stack.traces for stack in stacks):
         raise CalibrationError("calibration: got no honest traces")

@@ -21,7 +21,7 @@ from veridifr.betting import Sequential, design, informed_at, simulation_of
 from veridifr.calibration import Calibration, scores_at
 from veridifr.deviations import Shown, size_of
 from veridifr.errors import CalibrationError
-from veridifr.fingerprint_null import SIMULATED_TOKENS
+from veridifr.fingerprint_planning import of_fingerprints
 from veridifr.interpolated import holding
 
 Floats = npt.NDArray[np.float64]
@@ -119,7 +119,7 @@ def plan(calibration: Calibration, deviation: str, aim: Aim | None = None, *, fi
     Raises `CalibrationError` for a deviation or a length that the calibration holds no scores for.
     """
     aim = aim or Aim()
-    held = _of_fingerprints(calibration) if fingerprints else calibration
+    held = of_fingerprints(calibration) if fingerprints else calibration
     shown = "fingerprints" if fingerprints else _shown(calibration)
     multiple, source = size_of(deviation, calibration.statistic.sigma, shown)
     heat = None if fingerprints else _heat(deviation, calibration)
@@ -151,28 +151,6 @@ def plan(calibration: Calibration, deviation: str, aim: Aim | None = None, *, fi
         touched=touched,
         warnings=tuple(warnings),
     )
-
-
-def _of_fingerprints(calibration: Calibration) -> Calibration:
-    """The calibration with its fingerprints' scores, over all taps, in place of its tokens', and none to bet from."""
-    null = calibration.fingerprints
-    if null is None or not null.effects:
-        lacks = "knows nothing of them" if null is None else "holds no simulated scores of them"
-        raise CalibrationError(f"plan: fingerprints: the calibration {lacks}; make it again, with --fingerprints")
-    edges = tuple(edge for edge in calibration.edges if edge <= SIMULATED_TOKENS)
-    stacks = tuple(
-        replace(
-            stack,
-            fit=(),
-            sequences=tuple(
-                replace(one, surprise=(), scores=own.scores[0][: len(edges)], simulated=own.simulated)
-                for one, own in zip(stack.sequences, printed.sequences, strict=True)
-            ),
-        )
-        for stack, printed in zip(calibration.stacks, null.stacks, strict=True)
-    )
-    least = null.effects[0] * calibration.statistic.sigma
-    return replace(calibration, stacks=stacks, edges=edges, effects=null.effects, heats=(), detect_sigma=least)
 
 
 def _shown(calibration: Calibration) -> Shown:

@@ -189,7 +189,8 @@ def test_seeds_that_are_ignored(buy: Any, reference: Reference, calibration: Cal
 def test_one_request_in_five_goes_to_another_model(
     ports: dict[str, int], reference: Reference, calibration: Calibration
 ) -> None:
-    """The requests that went there have the largest scores of all."""
+    """The requests that went there have the largest scores of all. Which tokens are drawn differs between CPUs, and an
+    answer that ends after a few may hold none that tells."""
     wanted = requests(reference, "routed", code_prompts((*OTHER_NAMES, *MORE_NAMES)))
     elsewhere = {request.sampling.seed: request.id for request in wanted[::5]}
     with Relay(lambda body: ports["other" if body["seed"] in elsewhere else "tb7m"]) as proxy:
@@ -198,7 +199,9 @@ def test_one_request_in_five_goes_to_another_model(
     assert finding.verdict is Verdict.DIVERGENT
     assert finding.diagnosis.code in ("forward_pass", "unexplained")  # as the table of docs/modes.md has it
     ranked = sorted(finding.results, key=lambda result: -(result.score or 0.0))
-    assert {result.id for result in ranked[: len(elsewhere)]} == set(elsewhere.values())
+    telling = {trace.id for trace in traces if trace.id in elsewhere.values() and len(trace.output_token_ids) >= 30}
+    assert len(telling) >= 8
+    assert {result.id for result in ranked[: len(telling)]} == telling
 
 
 def test_a_server_without_token_ids(ports: dict[str, int], reference: Reference, calibration: Calibration,

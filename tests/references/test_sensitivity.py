@@ -55,12 +55,17 @@ def test_it_is_the_root_mean_square_of_what_rounding_changes(reference: HfRefere
     plain = reference.measuring(SPEC)
     assert plain is not None
     without = {item.trace_id: item for item in plain.evidence(traces)}
-    for item in measuring.evidence(traces):
-        trace = next(trace for trace in traces if trace.id == item.trace_id)
+    alone = {}
+    for trace in traces:  # one by one: in a batch sums differ in a last bit, which turns some roundings round
+        (item,) = measuring.evidence([trace])
         pairs = zip(states_of(reference, trace, narrow=False), states_of(reference, trace, narrow=True), strict=True)
         wanted = np.stack([(a - b).square().mean(dim=1).sqrt().numpy() for a, b in pairs])
         assert item.sensitivity_AF is not None and (wanted > 1e-4).all()
-        np.testing.assert_allclose(item.sensitivity_AF, wanted, rtol=0.05)  # batches round a little otherwise
+        np.testing.assert_allclose(item.sensitivity_AF, wanted, rtol=1e-3)
+        alone[trace.id] = item.sensitivity_AF
+    for item in measuring.evidence(traces):
+        assert item.sensitivity_AF is not None
+        assert np.abs(np.log(item.sensitivity_AF / alone[item.trace_id])).max() < 0.25
         other = without[item.trace_id]
         assert other.sensitivity_AF is None and other.projections_AFK is not None and item.projections_AFK is not None
         np.testing.assert_array_equal(item.projections_AFK, other.projections_AFK)

@@ -97,7 +97,7 @@ def test_the_page_has_the_table_first_and_every_finding_after_it() -> None:
     links = [marks["href"] for marks in page.named("a")]
     assert links[:4] == ["#audit-1", "#audit-2", "#audit-3", "#audit-4"]
     assert len(page.named("article")) == 4
-    assert page.text.index("Providers compared") < page.text.index(divergent().verdict.sentence)
+    assert page.text.index("All providers at a glance") < page.text.index(divergent().verdict.sentence)
     for text in (
         "cheap-host",
         "0.191 to 0.218",
