@@ -77,11 +77,12 @@ def measure(count: int) -> dict[str, Any]:
             arrays = {key: file[key] for key in file.files}
     rows = []
     for passes in PASSES:
+        honest = {name: measured(arrays, name, passes) for name in HONEST}
         null = fit_null(
             MAIN,
             TOKENS,
-            [one for name in HONEST for one in measured(arrays, name, passes)[:FIT]],
-            [(name, measured(arrays, name, passes)[FIT:]) for name in HONEST],
+            [one for sequences in honest.values() for one in sequences[:FIT]],
+            [(name, sequences[FIT:]) for name, sequences in honest.items()],
             sensitivity=passes == 2,
         )
         assert null is not None
@@ -113,9 +114,9 @@ def rows_of(arrays: Mapping[str, Any], null: FingerprintNull, name: str, passes:
     deviating_SE = np.array(
         [prefix_scores(one, MAIN, null.scales, TOKENS)[0] for one in measured(arrays, name, passes)[FIT:]]
     )
-    found = []
+    calibration, found = calibration_of(null), []
     for place, tokens in enumerate(TOKENS):
-        planned = plan(calibration_of(null), f"errors={multiple}", Aim(tokens=tokens), fingerprints=True)
+        planned = plan(calibration, f"errors={multiple}", Aim(tokens=tokens), fingerprints=True)
         needed = stats.sequences_needed(
             [np.array([one.scores[0][place] for one in stack.sequences]) for stack in null.stacks],
             deviating_SE[:, place],

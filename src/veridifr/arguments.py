@@ -206,7 +206,7 @@ def _plan(command: argparse.ArgumentParser) -> None:
         "--deviation", required=True, metavar="D", help=f"sigma=X in logits, or a name: {', '.join(MULTIPLES)}"
     )
     command.add_argument(
-        "--fingerprints", action="store_true", help="by fingerprints alone; sigma=X is errors=X times honest ones"
+        "--fingerprints", action="store_true", help="by fingerprints alone; for sigma=X: errors=X, times the honest"
     )
     command.add_argument(
         "--share", type=_share, default=1.0, metavar="S", help="share of the requests that deviate (default 1)"

@@ -122,7 +122,7 @@ def plan(calibration: Calibration, deviation: str, aim: Aim | None = None, *, fi
     held = of_fingerprints(calibration) if fingerprints else calibration
     shown = "fingerprints" if fingerprints else _shown(calibration)
     multiple, source = size_of(deviation, calibration.statistic.sigma, shown)
-    heat = None if fingerprints else _heat(deviation, calibration)
+    heat = _heat(deviation, held)
     simulated, effect = holding(held, multiple) if heat is None else (held, len(held.effects) + heat)
     tested = replace(aim, alpha=aim.alpha / 2) if fingerprints else aim
     places = _places(held, aim, shortest=1 if fingerprints else _SHORTEST)
@@ -131,8 +131,7 @@ def plan(calibration: Calibration, deviation: str, aim: Aim | None = None, *, fi
     best, touched = None, None
     if enough:
         chosen, place = min(enough, key=lambda pair: pair[0].fixed_tokens or 0)
-        sequential = None if fingerprints else _sequential(held, simulated, place, effect, aim)
-        best = replace(chosen, sequential=sequential)
+        best = replace(chosen, sequential=_sequential(held, simulated, place, effect, aim))
         options = [best if option is chosen else option for option in options]
         touched = 1.0 - (1.0 - aim.share) ** (chosen.fixed or 0)
     warnings = _warnings(simulated, tested, multiple, effect, best, places)

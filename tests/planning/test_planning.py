@@ -18,6 +18,7 @@ from veridifr.calibration_io import write_calibration
 from veridifr.deviations import MULTIPLES
 from veridifr.errors import CalibrationError
 from veridifr.fingerprint_null import FingerprintNull, NullSequence, NullStack
+from veridifr.fingerprint_planning import of_fingerprints
 from veridifr.fingerprints import ErrorScale, FingerprintSpec
 from veridifr.fitting import EFFECTS
 from veridifr.interpolated import holding
@@ -232,11 +233,17 @@ def printed() -> Calibration:
 
 
 def test_fingerprints_are_planned_at_half_of_alpha(printed: Calibration) -> None:
-    """(2.576 + 1.282)^2 = 14.9 over d^2, where tokens at all of alpha take 13.0."""
+    """(2.576 + 1.282)^2 = 14.9 over d^2, where tokens at all of alpha take 13.0; exactly what tokens of such scores
+    take at half of it."""
     found = plan(printed, "errors=2", Aim(tokens=16), fingerprints=True)
     assert found.best is not None and found.best.fixed is not None
     assert found.best.fixed == pytest.approx(14.9 / 0.7**2 * (1 + 14.9 / 0.7**2 / 300), rel=0.2)
     assert (found.evidence, found.sigma, found.multiple, found.source) == ("fingerprints", None, 2.0, None)
+    halved, whole = (
+        plan(of_fingerprints(printed), "sigma=0.06", Aim(tokens=16, alpha=alpha)).best for alpha in (0.005, 0.01)
+    )
+    assert halved is not None and whole is not None and whole.fixed is not None
+    assert found.best.fixed == halved.fixed > whole.fixed
     assert found.best.sequential is None
     assert found.warnings == (
         "A sequential audit looks at fingerprints too, after each sequence; what it takes is not planned.",
